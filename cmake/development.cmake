@@ -1,0 +1,38 @@
+# Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+
+# How tests, examples and benchmarks are compiled. Nothing of this reaches a consumer.
+
+option(BLOCKATTN_NATIVE "Compile tests, examples and benchmarks for this machine's CPU" ON)
+option(BLOCKATTN_WERROR "Treat warnings in tests, examples and benchmarks as errors" OFF)
+set(BLOCKATTN_SANITIZERS "" CACHE STRING "Sanitizers for the tests: address,undefined or thread")
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+find_package(Threads REQUIRED)
+find_package(Eigen3 REQUIRED CONFIG)
+
+add_library(blockattn_development INTERFACE)
+target_link_libraries(blockattn_development
+                      INTERFACE blockattn::blockattn Eigen3::Eigen Threads::Threads)
+target_compile_options(
+  blockattn_development INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+                                  $<$<BOOL:${BLOCKATTN_WERROR}>:-Werror>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC bug 105593: its own AVX-512 intrinsics are reported wherever they are inlined.
+  target_compile_options(blockattn_development INTERFACE -Wno-uninitialized
+                                                         -Wno-maybe-uninitialized)
+endif()
+
+include(CheckCXXCompilerFlag)
+check_cxx_compiler_flag(-march=native BLOCKATTN_COMPILER_KNOWS_NATIVE)
+if(BLOCKATTN_NATIVE AND BLOCKATTN_COMPILER_KNOWS_NATIVE)
+  target_compile_options(blockattn_development INTERFACE -march=native)
+endif()
+
+if(BLOCKATTN_SANITIZERS)
+  # GCC warns that TSan does not model the fences inside Eigen's pool.
+  target_compile_options(
+    blockattn_development
+    INTERFACE -fsanitize=${BLOCKATTN_SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer
+              $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)
+  target_link_options(blockattn_development INTERFACE -fsanitize=${BLOCKATTN_SANITIZERS})
+endif()

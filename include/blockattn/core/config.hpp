@@ -1,0 +1,26 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// \file
+/// Version, compile-time configuration and the inline namespace that keeps configurations apart.
+
+#define BLOCKATTN_VERSION_MAJOR 0
+#define BLOCKATTN_VERSION_MINOR 1
+#define BLOCKATTN_VERSION_PATCH 0
+
+// A row that sees nothing has lse = -inf; -ffinite-math-only would let the compiler assume that
+// away.
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error \
+    "blockattn needs infinities: compile with -fno-finite-math-only (plain -ffast-math implies it)"
+#endif
+
+// Errors are exceptions unless the translation unit is compiled without them. The choice is part of
+// the inline namespace: translation units that chose differently can be linked together.
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS)
+#define BLOCKATTN_HAS_EXCEPTIONS 1
+#define BLOCKATTN_ABI abi_0_throws
+#else
+#define BLOCKATTN_HAS_EXCEPTIONS 0
+#define BLOCKATTN_ABI abi_0_terminates
+#endif

@@ -1,0 +1,77 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/core/error.hpp>
+#include <blockattn/core/index.hpp>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+
+namespace blockattn::inline BLOCKATTN_ABI {
+
+/// Alignment in bytes of every workspace and of every piece cut from one: a cache line, the widest
+/// vector.
+inline constexpr index_t workspace_alignment = 64;
+
+/// Owns `size` bytes aligned to `workspace_alignment`, uninitialised. For the overloads that
+/// allocate; engines pass their own memory.
+class workspace_buffer {
+ public:
+  explicit workspace_buffer(index_t size)
+      : bytes_(static_cast<std::byte*>(::operator new (static_cast<std::size_t>(size),
+                                                       std::align_val_t{workspace_alignment}))),
+        size_(size) {}
+
+  std::span<std::byte> bytes() const noexcept {
+    return {bytes_.get(), static_cast<std::size_t>(size_)};
+  }
+
+ private:
+  struct release {
+    void operator()(std::byte* bytes) const noexcept {
+      ::operator delete (bytes, std::align_val_t{workspace_alignment});
+    }
+  };
+  std::unique_ptr<std::byte[], release> bytes_;
+  index_t size_;
+};
+
+namespace detail {
+
+/// Adds up aligned pieces: the same sequence of `take` calls lays out a workspace and measures it.
+class workspace_layout {
+ public:
+  /// Reserves `count` values of T and returns their byte offset.
+  template <class T>
+  index_t take(index_t count) noexcept {
+    const index_t offset = size_;
+    size_ += round_up(count * static_cast<index_t>(sizeof(T)), workspace_alignment);
+    return offset;
+  }
+  index_t size() const noexcept { return size_; }
+
+ private:
+  index_t size_ = 0;
+};
+
+/// The piece at a byte offset of a workspace.
+template <class T>
+T* piece(std::span<std::byte> workspace, index_t offset) noexcept {
+  return reinterpret_cast<T*>(workspace.data() + offset);
+}
+
+/// Refuses a workspace that is too small or misaligned.
+inline void check_workspace(const char* function, std::span<std::byte> workspace, index_t needed) {
+  const auto size = static_cast<index_t>(workspace.size());
+  require(size >= needed, function, ": workspace has ", size, " bytes, needs ", needed);
+  const auto misalignment =
+      static_cast<index_t>(reinterpret_cast<std::uintptr_t>(workspace.data()) %
+                           static_cast<std::uintptr_t>(workspace_alignment));
+  require(needed == 0 || misalignment == 0, function, ": workspace is ", misalignment,
+          " bytes past a multiple of ", workspace_alignment);
+}
+
+}  // namespace detail
+}  // namespace blockattn::inline BLOCKATTN_ABI

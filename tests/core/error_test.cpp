@@ -1,0 +1,31 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include <blockattn/core/error.hpp>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "support/catch.hpp"
+#include "support/contains.hpp"
+
+using namespace blockattn;
+
+static_assert(std::is_base_of_v<std::invalid_argument, error>);
+
+TEST_CASE("sentence joins text of every kind with numbers") {
+  CHECK(detail::sentence() == "");
+  CHECK(detail::sentence("a", std::string(" b"), std::string_view(" c"), ' ', 'd') == "a b c d");
+  CHECK(detail::sentence("n is ", std::int64_t{-9007199254740993}) == "n is -9007199254740993");
+  CHECK(detail::sentence(true, " and ", false) == "true and false");
+  CHECK(detail::sentence(0.5F).substr(0, 3) == "0.5");
+}
+
+TEST_CASE("require throws error with its sentence only when the condition is false") {
+  CHECK_NOTHROW(detail::require(true, "never said"));
+  CHECK_THROWS_AS(detail::require(false, "x is ", 3), error);
+  CHECK_THROWS_WITH(detail::require(false, "plan: x is ", 3, ", must be below ", 2),
+                    blockattn_test::contains("plan: x is 3, must be below 2"));
+}
+
+TEST_CASE("fail always throws") { CHECK_THROWS_AS(detail::fail("no"), error); }

@@ -1,0 +1,115 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <string>
+
+#include "support/forward_oracle.hpp"
+#include "support/naive_attention.hpp"
+#include "support/plain_tensors.hpp"
+
+namespace blockattn_test {
+
+/// What the differences between some results and the exact ones look like.
+struct error_statistics {
+  double largest = 0;         ///< max |e|
+  double mean = 0;            ///< mean |e|
+  double mean_signed = 0;     ///< mean e
+  double standard_error = 0;  ///< of mean_signed
+  double largest_exact = 0;   ///< max |exact|
+};
+
+/// Rows that see nothing (exact lse -inf) are left out; NaN makes every number NaN.
+template <class T, class Real>
+error_statistics measure_errors(const std::vector<T>& values, const std::vector<Real>& exact) {
+  error_statistics s;
+  double squares = 0;
+  double count = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (std::isinf(exact[i])) continue;
+    Real value;
+    if constexpr (std::is_floating_point_v<T>) {
+      value = static_cast<Real>(values[i]);
+    } else {
+      value = static_cast<Real>(load_scalar(values[i]));
+    }
+    const auto e = static_cast<double>(value - exact[i]);
+    s.largest = std::isnan(e) ? e : std::max(s.largest, std::abs(e));
+    s.mean += std::abs(e);
+    s.mean_signed += e;
+    squares += e * e;
+    s.largest_exact = std::max(s.largest_exact, static_cast<double>(std::abs(exact[i])));
+    count += 1;
+  }
+  s.mean /= count;
+  s.mean_signed /= count;
+  s.standard_error = std::sqrt(squares) / count;
+  return s;
+}
+
+inline std::string describe(const error_statistics& s) {
+  std::ostringstream text;
+  text << "largest " << s.largest << ", mean " << s.mean << ", mean signed " << s.mean_signed
+       << " +- " << s.standard_error;
+  return text.str();
+}
+
+/// DESIGN.md, section 6.8, for one output: against the exact result a backend's errors are no worse
+/// than twice the largest of the yardstick plus one rounding of the output, on average within 1.1
+/// times from 1024 tokens on and 2.2 times below, and centred on 0 within 4 standard errors (and
+/// `allowed_bias`).
+inline void check_accuracy(const std::string& output,
+                           const error_statistics& backend,
+                           const error_statistics& yardstick,
+                           double output_roundoff,
+                           index_t tokens,
+                           double allowed_bias = 0) {
+  INFO(output << ", backend: " << describe(backend) << "\nyardstick: " << describe(yardstick));
+  CHECK(backend.largest <= 2 * yardstick.largest + output_roundoff * backend.largest_exact);
+  CHECK(backend.mean <= (tokens >= 1024 ? 1.1 : 2.2) * yardstick.mean);
+  CHECK(std::abs(backend.mean_signed) <= 4 * backend.standard_error + allowed_bias);
+}
+
+/// The accuracy contract for o and lse of one call on normal data. The exact answer is fp64
+/// (long double for double), the yardstick a naive implementation in the accumulator type that
+/// rounds S and P to T. Every score is proportional to the scale, which a backend holds rounded to
+/// the accumulator type: that moves all lse to one side by up to u * mean |d lse / d log scale|.
+template <class T, class Backend>
+void check_forward_accuracy(const Backend& backend,
+                            std::uint64_t seed,
+                            const named_mask& mask,
+                            const plain_sizes& sizes,
+                            const plain_options<T>& options) {
+  using C = accumulator_t<T>;
+  using exact_real = std::conditional_t<std::is_same_v<C, double>, long double, double>;
+  INFO(mask.kind << ", " << mask.mask.query_tokens() << " tokens, head_dim " << sizes.head_dim
+                 << ", BLOCKATTN_SEED=" << seed);
+  random_source random(seed);
+  const index_t tokens = mask.mask.query_tokens();
+  const plain_inputs<T> in = random_inputs<T>(random, tokens, mask.mask.key_tokens(), sizes);
+  const plain_outputs<T> out = run_forward(backend, in, mask.mask, options);
+  const forward_arguments<T> arguments = {
+      .q = token_major(in.q.data(), in.queries(), sizes.query_heads, sizes.head_dim),
+      .k = token_major(in.k.data(), in.keys(), sizes.kv_heads, sizes.head_dim),
+      .v = token_major(in.v.data(), in.keys(), sizes.kv_heads, sizes.value_dim),
+      .o = {},
+      .sink_logits = options.sink_logits};
+  const auto exact =
+      naive_attention<exact_real>(arguments, mask.mask, options.attention, no_rounding{});
+  const auto naive = naive_attention<C>(arguments, mask.mask, options.attention, round_to<T>{});
+  std::vector<T> naive_o(naive.o.size());
+  for (std::size_t i = 0; i < naive_o.size(); ++i) store_scalar(naive_o[i], naive.o[i]);
+  check_accuracy("o", measure_errors(out.o, exact.o), measure_errors(naive_o, exact.o),
+                 unit_roundoff<T>(), tokens);
+  double scale_sensitivity = 0;
+  for (const exact_real score : exact.mean_score) {
+    scale_sensitivity += static_cast<double>(std::abs(score));
+  }
+  scale_sensitivity /= static_cast<double>(exact.mean_score.size());
+  check_accuracy("lse", measure_errors(out.lse, exact.lse), measure_errors(naive.lse, exact.lse),
+                 unit_roundoff<C>(), tokens, unit_roundoff<C>() * scale_sensitivity);
+}
+
+}  // namespace blockattn_test
