@@ -1,0 +1,50 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/core/heads_view.hpp>
+#include <blockattn/rope/rope.hpp>
+#include <cmath>
+#include <span>
+
+/// \file
+/// What rotate and reposition refuse. `function` is the public name in the text.
+
+namespace blockattn::inline BLOCKATTN_ABI::detail {
+
+template <class In, class Out>
+void check_rope_rows(const char* function,
+                     const rope& rotation,
+                     const heads_view<In>& in,
+                     const heads_view<Out>& out) {
+  require(in.tokens >= 0 && in.heads >= 0, function, ": rows have negative size (", in.tokens, ", ",
+          in.heads, ", ", in.head_dim, ")");
+  require(in.tokens == out.tokens && in.heads == out.heads && in.head_dim == out.head_dim, function,
+          ": in is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ") but out is (", out.tokens,
+          ", ", out.heads, ", ", out.head_dim, ")");
+  require(in.head_dim == rotation.head_dim(), function, ": rows have head_dim ", in.head_dim,
+          " but the rope was made for ", rotation.head_dim());
+  const bool empty = in.tokens == 0 || in.heads == 0;
+  require(empty || (in.data != nullptr && out.data != nullptr), function,
+          ": data is null but the size is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ")");
+}
+
+inline void check_rope_position(const char* function,
+                                const char* name,
+                                index_t index,
+                                double position) {
+  require(std::isfinite(position) && std::abs(position) <= max_rope_position, function, ": ", name,
+          "[", index, "] is ", position, ", must be finite and at most 2^52 in magnitude");
+}
+
+inline void check_rope_positions(const char* function,
+                                 const char* name,
+                                 std::span<const double> positions,
+                                 index_t tokens) {
+  require(static_cast<index_t>(positions.size()) == tokens, function, ": ", positions.size(), " ",
+          name, " for ", tokens, " tokens");
+  for (index_t t = 0; t < tokens; ++t) {
+    check_rope_position(function, name, t, positions[static_cast<std::size_t>(t)]);
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::detail
