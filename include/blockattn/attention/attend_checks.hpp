@@ -1,0 +1,94 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/attend_arguments.hpp>
+#include <blockattn/attention/checks.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI::detail {
+
+/// Opens an error sentence about one segment.
+struct segment_place {
+  const char* function;
+  index_t sequence;
+  index_t segment;
+};
+inline void append_part(std::string& text, const segment_place& place) {
+  text += sentence(place.function, ": sequence ", place.sequence, ", segment ", place.segment);
+}
+
+/// A segment against the queries; `kv_heads` is that of the first segment with keys, -1 before it.
+template <class Q, class K, class V, class O>
+void check_segment(const segment_place& place,
+                   const attend_arguments<Q, K, V, O>& arguments,
+                   const attend_options& options,
+                   const key_segment<K, V>& segment,
+                   index_t& kv_heads) {
+  check_view(place, "k", segment.k);
+  check_view(place, "v", segment.v);
+  require(segment.v.tokens == segment.k.tokens, place, ": v has ", segment.v.tokens,
+          " tokens but k has ", segment.k.tokens);
+  require(std::isfinite(segment.query_shift) && std::isfinite(segment.score_scale) &&
+              std::isfinite(segment.log_weight_scale) &&
+              segment.log_weight < std::numeric_limits<double>::infinity(),
+          place, ": query_shift ", segment.query_shift, ", score_scale ", segment.score_scale,
+          ", log_weight_scale ", segment.log_weight_scale, " must be finite and log_weight ",
+          segment.log_weight, " below infinity");
+  if (segment.k.tokens == 0) return;
+  check_heads(place, arguments.q, segment.k, segment.v, arguments.o);
+  if (kv_heads < 0) kv_heads = segment.k.heads;
+  require(segment.k.heads == kv_heads, place, ": k has ", segment.k.heads,
+          " heads, other segments have ", kv_heads);
+  if (segment.query_shift == 0) return;
+  require(options.rope != nullptr, place, ": query_shift is ", segment.query_shift,
+          " but options.rope is null");
+  require(options.rope->head_dim() == arguments.q.head_dim, place,
+          ": options.rope is for head_dim ", options.rope->head_dim(), " but q.head_dim is ",
+          arguments.q.head_dim);
+  require(std::abs(segment.query_shift) <= max_rope_position, place, ": query_shift ",
+          segment.query_shift, " is beyond +-", max_rope_position);
+}
+
+/// Everything that attend_blocks refuses but head dims, which differ by backend. Returns the number
+/// of kv heads, at least 1. O(segments).
+template <class Q, class K, class V, class O>
+index_t check_attend(const char* function,
+                     const attend_arguments<Q, K, V, O>& arguments,
+                     const attend_options& options) {
+  check_view(function, "q", arguments.q);
+  check_output_view(function, "o", arguments.o);
+  require(arguments.o.tokens == arguments.q.tokens && arguments.o.heads == arguments.q.heads,
+          function, ": o is (", arguments.o.tokens, ", ", arguments.o.heads, ") but q has (",
+          arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
+  check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
+  check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
+  check_options(function, {.scale = options.scale, .softcap = options.softcap});
+
+  index_t kv_heads = -1;
+  index_t previous_end = 0;
+  index_t number = 0;
+  for (const attend_sequence<K, V>& sequence : arguments.sequences) {
+    const index_range& queries = sequence.queries;
+    require(queries.begin >= previous_end && queries.begin <= queries.end &&
+                queries.end <= arguments.q.tokens,
+            function, ": sequence ", number, " has queries [", queries.begin, ", ", queries.end,
+            "), must follow ", previous_end, " and end by ", arguments.q.tokens);
+    previous_end = queries.end;
+    const key_segment<K, V>* previous = nullptr;
+    const auto check = [&](const key_segment<K, V>& segment, index_t s) {
+      check_segment({function, number, s}, arguments, options, segment, kv_heads);
+      require(previous == nullptr || previous->partition != segment.partition ||
+                  (previous->log_weight_scale == segment.log_weight_scale &&
+                   previous->log_weight == segment.log_weight),
+              function, ": sequence ", number, ", segment ", s, ": partition ", segment.partition,
+              " has two different weights (log_weight_scale, log_weight)");
+      previous = &segment;
+    };
+    index_t s = 0;
+    for (const key_segment<K, V>& segment : sequence.segments) check(segment, s++);
+    if (sequence.tail.k.tokens > 0) check(sequence.tail, s);
+    ++number;
+  }
+  return kv_heads < 1 ? std::max<index_t>(1, arguments.q.heads) : kv_heads;
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::detail

@@ -1,0 +1,73 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/checks.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI {
+
+/// The softmax states of all rows over one part of the keys, and what they bring to a merge in
+/// place of lse:
+///   log_weight_scale * lse + log_weight [+ row_log_weights].
+/// The defaults merge plainly. APE: (sigma, 0) for the context part. Landmark attention: (0, 0) and
+/// the landmark's logits as row_log_weights. A state with lse = -inf is absent and its o is not
+/// read.
+template <storage_scalar P = float, class C = accumulator_t<P>>
+struct partial_state {
+  heads_view<const P> o;  ///< (query_tokens, query_heads, value_dim)
+  lse_view<const C> lse;  ///< (query_tokens, query_heads), natural log
+  double log_weight_scale = 1;
+  double log_weight = 0;                   ///< natural log; -inf: absent
+  lse_view<const C> row_log_weights = {};  ///< (query_tokens, query_heads), natural log; optional
+};
+
+template <storage_scalar P = float, storage_scalar O = P>
+struct merge_arguments {
+  using accumulator_type = accumulator_t<P, O>;
+
+  std::span<const partial_state<P, accumulator_type>> states;
+  heads_view<O> o;  ///< (query_tokens, query_heads, value_dim), written; may be the o of one state
+  lse_view<accumulator_type> lse = {};  ///< (query_tokens, query_heads), written; optional
+  std::span<const accumulator_type> sink_logits =
+      {};  ///< (query_heads), counted once; empty = none
+};
+
+namespace detail {
+
+/// Opens an error sentence about one state.
+struct state_place {
+  const char* function;
+  index_t state;
+};
+inline void append_part(std::string& text, const state_place& place) {
+  text += sentence(place.function, ": state ", place.state);
+}
+
+template <class P, class O>
+void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
+  const auto& o = arguments.o;
+  check_output_view(function, "o", o);
+  check_lse_view(function, arguments.lse, o.tokens, o.heads);
+  check_sink_logits(function, arguments.sink_logits, o.heads);
+  index_t number = 0;
+  for (const auto& state : arguments.states) {
+    const state_place place{function, number++};
+    check_view(place, "o", state.o);
+    require(
+        state.o.tokens == o.tokens && state.o.heads == o.heads && state.o.head_dim == o.head_dim,
+        place, ": o is (", state.o.tokens, ", ", state.o.heads, ", ", state.o.head_dim,
+        ") but the result is (", o.tokens, ", ", o.heads, ", ", o.head_dim, ")");
+    require(state.lse || o.tokens * o.heads == 0, place, ": lse is missing");
+    check_lse_view(place, state.lse, o.tokens, o.heads);
+    const auto& row_weights = state.row_log_weights;
+    require(!row_weights || (row_weights.tokens == o.tokens && row_weights.heads == o.heads), place,
+            ": row_log_weights is (", row_weights.tokens, ", ", row_weights.heads,
+            ") but there are (", o.tokens, ", ", o.heads, ") query tokens and heads");
+    require(std::isfinite(state.log_weight_scale) &&
+                state.log_weight < std::numeric_limits<double>::infinity(),
+            place, ": log_weight_scale ", state.log_weight_scale, " must be finite and log_weight ",
+            state.log_weight, " below infinity");
+  }
+}
+
+}  // namespace detail
+}  // namespace blockattn::inline BLOCKATTN_ABI

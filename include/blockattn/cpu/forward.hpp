@@ -1,0 +1,72 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cpu/forward_job.hpp>
+#include <blockattn/cpu/head_dims.hpp>
+#include <blockattn/cpu/run_job.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI::cpu {
+
+/// Checks a forward call and cuts it into tasks; see forward_job for how to run them. Throws what
+/// `forward` throws. Allocates nothing, computes nothing. O(plans).
+template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
+forward_job<Q, K, V, O, Arch> prepare_forward(const forward_arguments<Q, K, V, O>& arguments,
+                                              const plan_set& plans,
+                                              const attention_options& options = {}) {
+  constexpr const char* function = "cpu::forward";
+  detail::check_forward(function, arguments, options);
+  check_plan_set(plans, arguments.q.heads, arguments.q.tokens, arguments.k.tokens, function);
+  detail::check_head_dim(function, "q", arguments.q.head_dim);
+  detail::check_head_dim(function, "v", arguments.v.head_dim);
+  return {arguments, plans, options};
+}
+
+/// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled: no n
+/// x n memory.
+///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v     (query_tokens,
+///   query_heads, value_dim) lse = log of the softmax denominator, natural (query_tokens,
+///   query_heads), optional
+/// Storage types mix: fp32, bf16 and fp16 are multiplied in fp32 (all-bf16 operands as bf16 where
+/// the machine can), fp64 in fp64. `plans`: one plan for all heads, or a plan_set; any tile shape,
+/// best from tile_shape_for. Head dims: multiples of 8 up to 256, k and v may differ. GQA:
+/// query_heads a multiple of kv_heads. A row that sees nothing gets o = 0, lse = -inf (its sink
+/// logit with sink_logits). Keys that no row sees may hold anything. The result has the same bits
+/// for every executor. Throws `error` on shapes that disagree, a null view with elements,
+/// overlapping output rows, a bad option or plan_set, a small or misaligned workspace; nothing has
+/// been written then. Work: 2 (head_dim + value_dim) flops per visible pair and query head, plus
+/// packing: k (and v unless it can be read in place) is copied once into the workspace of
+/// workspace_size(prepare_forward(...), concurrency) bytes.
+template <class Q = float,
+          class K = Q,
+          class V = K,
+          class O = Q,
+          class Arch = default_arch,
+          class Executor = serial_executor>
+requires executor<std::remove_reference_t<Executor>>
+void forward(const forward_arguments<Q, K, V, O>& arguments,
+             const plan_set& plans,
+             const attention_options& options,
+             Executor&& workers,
+             std::span<std::byte> workspace) {
+  run_job("cpu::forward", prepare_forward<Q, K, V, O, Arch>(arguments, plans, options), workers,
+          workspace);
+}
+
+/// The same with a workspace allocated for this call.
+template <class Q = float,
+          class K = Q,
+          class V = K,
+          class O = Q,
+          class Arch = default_arch,
+          class Executor = serial_executor>
+requires executor<std::remove_reference_t<Executor>>
+void forward(const forward_arguments<Q, K, V, O>& arguments,
+             const plan_set& plans,
+             const attention_options& options = {},
+             Executor&& workers = Executor{}) {
+  const auto job = prepare_forward<Q, K, V, O, Arch>(arguments, plans, options);
+  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
+  run_job("cpu::forward", job, workers, workspace.bytes());
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu

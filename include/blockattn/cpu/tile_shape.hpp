@@ -1,0 +1,17 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/plan/tile_plan.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI::cpu {
+
+/// The tile shape that `forward` runs best with for tensors of T; any other shape is correct.
+/// 64 x 256: scores of 64 KiB and a 128 KiB key tile (head_dim 128, fp32) share an L2 of 1 MiB.
+/// Measured on Zen 5: key tiles of 128 to 512 within 2 %, 64 loses 3 to 4 %; query tiles of 32 to
+/// 128 within 2 %.
+template <class T>
+constexpr tile_shape tile_shape_for(index_t head_dim) noexcept {
+  return {head_dim <= 64 ? 128 : 64, 256};
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu

@@ -1,0 +1,144 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <blockattn/core/range.hpp>
+#include <blockattn/cpu/micro_kernel.hpp>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <span>
+
+namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+
+/// From a product S = q.k to the base-2 logarithm of a weight: scale_log2 * S, or with softcap
+/// first S <- tanh(cap_inner * S) and then scale_log2 * S. scale_log2 > 0: a negative scale flips
+/// the sign of q.
+template <class C>
+struct score_transform {
+  C scale_log2 = 1;
+  C cap_inner = 0;  ///< |scale| / softcap; 0 = no softcap
+  C q_sign = 1;
+
+  /// For the score score_scale * softcap(scale * S). Where |scale| / softcap is no normal number
+  /// (scale = 0 is the usual case) the cap bends nothing and is left out.
+  static score_transform from(double scale, double softcap, double score_scale = 1) noexcept {
+    const auto inner = static_cast<C>(softcap > 0 ? std::abs(scale) / softcap : 0);
+    const bool capped = inner >= std::numeric_limits<C>::min();
+    const double outer =
+        std::numbers::log2e * std::abs(score_scale) * (capped ? softcap : std::abs(scale));
+    return {// 0 * -inf of a hidden column would be NaN: the smallest normal number stands for a
+            // scale of 0.
+            .scale_log2 = std::max(static_cast<C>(outer), std::numeric_limits<C>::min()),
+            .cap_inner = capped ? inner : C(0),
+            .q_sign = scale * score_scale < 0 ? C(-1) : C(1)};
+  }
+};
+
+template <class C, class Arch>
+inline void cap_scores(C* s,
+                       const index_range& columns,
+                       const score_transform<C>& transform) noexcept {
+  using v = vector<C, Arch>;
+  for (index_t j = columns.begin; j < columns.end; j += lanes<C, Arch>) {
+    xsimd::tanh(v::load_unaligned(s + j) * v(transform.cap_inner)).store_unaligned(s + j);
+  }
+}
+
+/// Sets the columns outside the sorted runs to -inf. Whatever stood there (NaN of a key that nobody
+/// sees) is gone.
+template <class C>
+inline void hide_columns(C* s,
+                         const index_range& columns,
+                         std::span<const index_range> runs) noexcept {
+  constexpr C hidden = -std::numeric_limits<C>::infinity();
+  index_t at = columns.begin;
+  for (const index_range& run : runs) {
+    std::fill(s + at, s + std::max(at, run.begin), hidden);
+    at = run.end;
+  }
+  std::fill(s + at, s + std::max(at, columns.end), hidden);
+}
+
+template <class C>
+struct row_update {
+  C row_max;  ///< new maximum, scaled, base 2
+  C sum;      ///< of this tile's weights
+  C rescale;  ///< of the state so far: 2^(old maximum - new maximum)
+};
+
+/// Writes the weights of one row: float and double in place, bf16 rounded two vectors at a time.
+template <class Panel, class Arch>
+struct weight_writer {
+  template <class C>
+  static void write(Panel* weights, index_t column, const vector<C, Arch>& w) noexcept {
+    w.store_unaligned(weights + column);
+  }
+};
+#if defined(__AVX512BF16__)
+template <class Arch>
+struct weight_writer<bf16_pair, Arch> {
+  static void write(bf16_pair* weights, index_t column, const vector<float, Arch>& w) noexcept {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(weights + column / 2),
+                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(w)));
+  }
+};
+#endif
+
+/// weights_j = 2^(scale * s_j - m) with m = max(row_max, max_j scale * s_j). `columns` is a
+/// multiple of the vector in both ends. Hidden columns (-inf) get exactly 0, also in a row where
+/// nothing is visible.
+template <class Panel, class Arch, class C>
+inline row_update<C> softmax_row(
+    const C* s, const index_range& columns, C scale, C row_max, Panel* weights) noexcept {
+  using v = vector<C, Arch>;
+  constexpr index_t step = lanes<C, Arch>;
+  constexpr C infinity = std::numeric_limits<C>::infinity();
+  v largest[4] = {v(-infinity), v(-infinity), v(-infinity), v(-infinity)};
+  index_t j = columns.begin;
+  for (; j + 4 * step <= columns.end; j += 4 * step) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u)
+      largest[u] = xsimd::max(largest[u], v::load_unaligned(s + j + u * step));
+  }
+  for (; j < columns.end; j += step) largest[0] = xsimd::max(largest[0], v::load_unaligned(s + j));
+  const C tile_max = detail::reduce_max<C, Arch>(
+      xsimd::max(xsimd::max(largest[0], largest[1]), xsimd::max(largest[2], largest[3])));
+  if (!(tile_max > -infinity)) {  // nothing visible in this tile
+    for (j = columns.begin; j < columns.end; j += step)
+      weight_writer<Panel, Arch>::write(weights, j, v(C(0)));
+    return {row_max, C(0), C(1)};
+  }
+  // The difference first: the largest key weighs exactly 1, so a row that sees one key returns its
+  // value to the last bit.
+  const C tile_top = scale * tile_max;
+  const C new_max = std::max(row_max, tile_top);
+  const v c(scale);
+  const v largest_score(tile_max);
+  const v offset(tile_top - new_max);
+  const auto weight = [&](index_t column) {
+    const v w = exp2_nonpositive<C, Arch>(
+        fmadd<C, Arch>(v::load_unaligned(s + column) - largest_score, c, offset));
+    weight_writer<Panel, Arch>::write(weights, column, w);
+    return w;
+  };
+  v sum[4] = {v(C(0)), v(C(0)), v(C(0)), v(C(0))};
+  j = columns.begin;
+  for (; j + 4 * step <= columns.end; j += 4 * step) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) sum[u] = sum[u] + weight(j + u * step);
+  }
+  for (; j < columns.end; j += step) sum[0] = sum[0] + weight(j);
+  const C total = detail::reduce_add<C, Arch>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  return {new_max, total, new_max == row_max ? C(1) : std::exp2(row_max - new_max)};
+}
+
+template <class C, class Arch>
+inline void scale_row(C* row, index_t count, C factor) noexcept {
+  using v = vector<C, Arch>;
+  for (index_t t = 0; t < count; t += lanes<C, Arch>) {
+    (v::load_unaligned(row + t) * v(factor)).store_unaligned(row + t);
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail

@@ -1,0 +1,94 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include <blockattn/attention/checks.hpp>
+#include <set>
+
+#include "support/forward_errors.hpp"
+
+using namespace blockattn;
+using namespace blockattn_test;
+
+TEST_CASE("check_forward refuses each bad argument in its own sentence") {
+  check_forward_errors(
+      "f", [](const forward_arguments<float>& arguments, const attention_options& options) {
+        detail::check_forward("f", arguments, options);
+      });
+}
+
+TEST_CASE("check_forward accepts what is unusual but right") {
+  valid_call valid;
+  const auto accepted = [&](const auto& change) {
+    forward_arguments<float> arguments = valid.arguments();
+    attention_options options;
+    change(arguments, options);
+    return sentence_of([&] { detail::check_forward("f", arguments, options); });
+  };
+  using arguments = forward_arguments<float>;
+  using options = attention_options;
+  CHECK(accepted([](arguments& a, options&) { a.lse = {}; }) == "no error");
+  CHECK(accepted([](arguments& a, options&) { a.sink_logits = {}; }) == "no error");
+  CHECK(accepted([](arguments&, options& o) { o.scale = 0; }) == "no error");
+  CHECK(accepted([](arguments&, options& o) { o = {.scale = -2, .softcap = 30}; }) == "no error");
+  // Inputs may be read twice through any strides; outputs may run backwards.
+  CHECK(accepted([](arguments& a, options&) {
+          a.q.token_stride = a.k.head_stride = a.v.token_stride = 0;
+          a.k.token_stride = -3;
+        }) == "no error");
+  CHECK(accepted([](arguments& a, options&) {
+          a.o.token_stride = -a.o.token_stride;
+          a.lse.token_stride = -a.lse.token_stride;
+        }) == "no error");
+  // Empty tensors need neither memory nor strides.
+  CHECK(sentence_of([] { detail::check_forward("f", arguments{}, {}); }) == "no error");
+  CHECK(accepted([](arguments& a, options&) {
+          a.q = {nullptr, 0, 4, 16, 0, 0};
+          a.o = {nullptr, 0, 4, 24, 0, 0};
+          a.lse.tokens = a.lse.head_stride = 0;
+        }) == "no error");
+  CHECK(accepted([](arguments& a, options&) {
+          a.k = {nullptr, 0, 2, 16, 0, 0};
+          a.v = {nullptr, 0, 2, 24, 0, 0};
+        }) == "no error");
+  CHECK(accepted([](arguments& a, options&) {
+          a.q = {nullptr, 5, 0, 16, 0, 0};
+          a.o = {nullptr, 5, 0, 24, 0, 0};
+          a.lse = {};
+          a.sink_logits = {};
+        }) == "no error");
+}
+
+TEST_CASE("rows_are_disjoint is exact for every small lattice of rows") {
+  const auto overlaps = [](index_t tokens, index_t heads, index_t width, index_t token_stride,
+                           index_t head_stride) {
+    std::set<index_t> used;
+    for (index_t token = 0; token < tokens; ++token) {
+      for (index_t head = 0; head < heads; ++head) {
+        for (index_t t = 0; t < width; ++t) {
+          if (!used.insert(token * token_stride + head * head_stride + t).second) return true;
+        }
+      }
+    }
+    return false;
+  };
+  for (index_t tokens = 0; tokens <= 4; ++tokens) {
+    for (index_t heads = 0; heads <= 4; ++heads) {
+      for (const index_t width : {0, 1, 3}) {
+        for (index_t token_stride = -14; token_stride <= 14; ++token_stride) {
+          for (index_t head_stride = -14; head_stride <= 14; ++head_stride) {
+            const bool disjoint =
+                detail::rows_are_disjoint(tokens, heads, width, token_stride, head_stride);
+            if (disjoint == !overlaps(tokens, heads, width, token_stride, head_stride)) continue;
+            FAIL_CHECK("rows_are_disjoint(" << tokens << ", " << heads << ", " << width << ", "
+                                            << token_stride << ", " << head_stride << ") is "
+                                            << disjoint);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the default scale is 1 / sqrt(head_dim)") {
+  CHECK(detail::resolved_scale({}, 64) == 0.125);
+  CHECK(detail::resolved_scale({.scale = 0}, 64) == 0);
+  CHECK(detail::resolved_scale({.scale = -3}, 64) == -3);
+}

@@ -1,0 +1,33 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include "support/allocation_count.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+// A translation unit of its own: where new and delete are seen being malloc and free, GCC warns of
+// each vector that mixes them.
+
+namespace {
+
+std::atomic<blockattn::index_t> allocations{0};
+
+void* counted(void* memory) {
+  ++allocations;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+blockattn::index_t blockattn_test::allocation_count() noexcept { return allocations; }
+
+void* operator new(std::size_t size) { return counted(std::malloc(size > 0 ? size : 1)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  const auto multiple = static_cast<std::size_t>(alignment);
+  return counted(std::aligned_alloc(multiple, (size + multiple) / multiple * multiple));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }

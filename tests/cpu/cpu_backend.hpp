@@ -1,0 +1,27 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cpu/forward.hpp>
+#include <blockattn/cpu/merge.hpp>
+
+#include "support/attention_case.hpp"
+
+namespace blockattn_test {
+
+/// The CPU as a backend of the shared tests.
+struct cpu_backend {
+  template <class Q, class K, class V, class O>
+  void forward(const forward_arguments<Q, K, V, O>& arguments,
+               const head_masks& masks,
+               const attention_options& options = {}) const {
+    const std::vector<tile_plan> plans = masks.make_plans();
+    cpu::forward(arguments, plan_set(plans, masks.head_to_mask), options);
+  }
+
+  template <class P, class O>
+  void merge(const merge_arguments<P, O>& arguments) const {
+    cpu::merge(arguments);
+  }
+};
+
+}  // namespace blockattn_test
