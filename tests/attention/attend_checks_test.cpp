@@ -96,9 +96,11 @@ TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
         "f: o is (5, 3) but q has (5, 4) tokens and heads");
   CHECK(refusal([](call& c) { c.arguments.lse.heads = 3; }) ==
         "f: lse is (5, 3) but there are (5, 4) query tokens and heads");
-  CHECK(refusal([](call& c) { c.arguments.sink_logits = {c.memory.data(), 3}; }) ==
-        "f: 3 sink_logits for 4 query heads");
-  CHECK(refusal([](call& c) { c.options.scale = not_a_number; }) == "f: options.scale is not finite");
+  CHECK(refusal([](call& c) {
+          c.arguments.sink_logits = {c.memory.data(), 3};
+        }) == "f: 3 sink_logits for 4 query heads");
+  CHECK(refusal([](call& c) { c.options.scale = not_a_number; }) ==
+        "f: options.scale is not finite");
   CHECK(refusal([](call& c) { c.options.softcap = -2; }) ==
         "f: options.softcap is -2.000000, must be finite and >= 0");
   CHECK(refusal([](call& c) { c.options.softcap = infinity; }) ==
@@ -106,14 +108,18 @@ TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
 }
 
 TEST_CASE("check_attend refuses bad query ranges in a sentence", "[attend_checks]") {
-  CHECK(refusal([](call& c) { c.sequences[0].queries = {-1, 2}; }) ==
-        "f: sequence 0 has queries [-1, 2), must follow 0 and end by 5");
-  CHECK(refusal([](call& c) { c.sequences[0].queries = {2, 1}; }) ==
-        "f: sequence 0 has queries [2, 1), must follow 0 and end by 5");
-  CHECK(refusal([](call& c) { c.sequences[1].queries = {1, 5}; }) ==
-        "f: sequence 1 has queries [1, 5), must follow 2 and end by 5");
-  CHECK(refusal([](call& c) { c.sequences[1].queries = {3, 6}; }) ==
-        "f: sequence 1 has queries [3, 6), must follow 2 and end by 5");
+  CHECK(refusal([](call& c) {
+          c.sequences[0].queries = {-1, 2};
+        }) == "f: sequence 0 has queries [-1, 2), must follow 0 and end by 5");
+  CHECK(refusal([](call& c) {
+          c.sequences[0].queries = {2, 1};
+        }) == "f: sequence 0 has queries [2, 1), must follow 0 and end by 5");
+  CHECK(refusal([](call& c) {
+          c.sequences[1].queries = {1, 5};
+        }) == "f: sequence 1 has queries [1, 5), must follow 2 and end by 5");
+  CHECK(refusal([](call& c) {
+          c.sequences[1].queries = {3, 6};
+        }) == "f: sequence 1 has queries [3, 6), must follow 2 and end by 5");
 }
 
 TEST_CASE("check_attend names the sequence and segment that it refuses", "[attend_checks]") {
@@ -144,20 +150,21 @@ TEST_CASE("check_attend refuses bad numbers of a segment", "[attend_checks]") {
   const std::string place = "f: sequence 1, segment 0: ";
   const auto numbers = [&](const std::string& shift, const std::string& score_scale,
                            const std::string& weight_scale, const std::string& weight) {
-    return place + "query_shift " + shift + ", score_scale " + score_scale +
-           ", log_weight_scale " + weight_scale + " must be finite and log_weight " + weight +
-           " below infinity";
+    return place + "query_shift " + shift + ", score_scale " + score_scale + ", log_weight_scale " +
+           weight_scale + " must be finite and log_weight " + weight + " below infinity";
   };
   const std::string zero = "0.000000";
   const std::string one = "1.000000";
   CHECK(refusal([](call& c) { c.second[0].query_shift = infinity; }) ==
         numbers("inf", one, one, zero));
-  CHECK(refusal([](call& c) { c.second[0].score_scale = not_a_number; }) == numbers(zero, "nan", one, zero));
+  CHECK(refusal([](call& c) { c.second[0].score_scale = not_a_number; }) ==
+        numbers(zero, "nan", one, zero));
   CHECK(refusal([](call& c) { c.second[0].log_weight_scale = -infinity; }) ==
         numbers(zero, one, "-inf", zero));
   CHECK(refusal([](call& c) { c.second[0].log_weight = infinity; }) ==
         numbers(zero, one, one, "inf"));
-  CHECK(refusal([](call& c) { c.second[0].log_weight = not_a_number; }) == numbers(zero, one, one, "nan"));
+  CHECK(refusal([](call& c) { c.second[0].log_weight = not_a_number; }) ==
+        numbers(zero, one, one, "nan"));
   CHECK(refusal([](call& c) { c.second[0].query_shift = 0x1p53; }) ==
         place + "query_shift 9007199254740992.000000 is beyond +-4503599627370496.000000");
 }

@@ -67,8 +67,9 @@ TEST_CASE("check_merge refuses a bad result in a sentence", "[merge_arguments]")
         "f: rows of o overlap: head_dim 16, token_stride 64, head_stride 8");
   CHECK(refusal([](call& c) { c.arguments.lse.tokens = 4; }) ==
         "f: lse is (4, 4) but there are (5, 4) query tokens and heads");
-  CHECK(refusal([](call& c) { c.arguments.sink_logits = {c.memory.data(), 5}; }) ==
-        "f: 5 sink_logits for 4 query heads");
+  CHECK(refusal([](call& c) {
+          c.arguments.sink_logits = {c.memory.data(), 5};
+        }) == "f: 5 sink_logits for 4 query heads");
 }
 
 TEST_CASE("check_merge names the state that it refuses", "[merge_arguments]") {

@@ -138,8 +138,7 @@ TEST_CASE("attend_blocks around the sizes of its tiles and chunks", "[attend_blo
         {.seed = test_seed(8300),
          .query_tokens = 2,
          .with_sink_logits = true,
-         .sequences = {
-             {.queries = {0, 2}, .segments = {{.keys = keys}}, .tail = {.keys = 2}}}});
+         .sequences = {{.queries = {0, 2}, .segments = {{.keys = keys}}, .tail = {.keys = 2}}}});
   }
 }
 
@@ -173,9 +172,8 @@ TEST_CASE("attend_blocks accepts tensors without heads", "[attend_blocks]") {
   const heads_view<const float> none{nullptr, 3, 0, 8, 0, 0};
   const std::vector<key_segment<>> segments = {{.k = none, .v = none}};
   const std::vector<attend_sequence<>> sequences = {{.queries = {0, 2}, .segments = segments}};
-  CHECK_NOTHROW(cpu::attend_blocks<float>({.q = {nullptr, 2, 0, 8, 0, 0},
-                                           .o = {nullptr, 2, 0, 8, 0, 0},
-                                           .sequences = sequences}));
+  CHECK_NOTHROW(cpu::attend_blocks<float>(
+      {.q = {nullptr, 2, 0, 8, 0, 0}, .o = {nullptr, 2, 0, 8, 0, 0}, .sequences = sequences}));
 }
 
 TEST_CASE("turning queries and turning keys give the same result", "[attend_blocks]") {
@@ -212,8 +210,8 @@ TEST_CASE("turning queries and turning keys give the same result", "[attend_bloc
       for (index_t row = 0; row < 12; ++row) {
         for (index_t head = 0; head < 2; ++head) {
           for (index_t t = 0; t < 32; ++t) {
-            const float difference = std::abs(together.arguments().o.row(row, head)[t] -
-                                              arguments.o.row(row, head)[t]);
+            const float difference =
+                std::abs(together.arguments().o.row(row, head)[t] - arguments.o.row(row, head)[t]);
             if (!(difference <= largest)) largest = difference;
           }
         }
@@ -230,13 +228,13 @@ TEST_CASE("attend_blocks refuses bad calls before it writes", "[attend_blocks]")
   const attend_tensors<float, float, float, float> tensors(c);
   const auto arguments = tensors.arguments();
   serial_executor serial;
-  const auto size = static_cast<std::size_t>(cpu::workspace_size(
-      cpu::prepare_attend_blocks<float>(arguments, tensors.options()), 1));
+  const auto size = static_cast<std::size_t>(
+      cpu::workspace_size(cpu::prepare_attend_blocks<float>(arguments, tensors.options()), 1));
   const workspace_buffer buffer(static_cast<index_t>(size) + 64);
-  CHECK_THROWS_WITH(
-      cpu::attend_blocks<float>(arguments, tensors.options(), serial, buffer.bytes().first(size - 1)),
-      "cpu::attend_blocks: workspace has " + std::to_string(size - 1) + " bytes, needs " +
-          std::to_string(size));
+  CHECK_THROWS_WITH(cpu::attend_blocks<float>(arguments, tensors.options(), serial,
+                                              buffer.bytes().first(size - 1)),
+                    "cpu::attend_blocks: workspace has " + std::to_string(size - 1) +
+                        " bytes, needs " + std::to_string(size));
   CHECK_THROWS_WITH(
       cpu::attend_blocks<float>(arguments, tensors.options(), serial, buffer.bytes().subspan(4)),
       contains("workspace is 4 bytes past a multiple of 64"));

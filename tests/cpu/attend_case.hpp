@@ -112,9 +112,8 @@ class attend_tensors {
     }
     if (shape.with_sink_logits) {
       for (index_t head = 0; head < shape.query_heads; ++head) {
-        sink_logits_.push_back(static_cast<C>(random_.chance(0.2)
-                                                  ? -std::numeric_limits<double>::infinity()
-                                                  : 3 * random_.normal()));
+        sink_logits_.push_back(static_cast<C>(
+            random_.chance(0.2) ? -std::numeric_limits<double>::infinity() : 3 * random_.normal()));
       }
     }
   }
@@ -242,8 +241,7 @@ inline attend_case random_attend_case(std::uint64_t seed) {
   if (random.chance(0.1)) c.magnitude = 40;
   c.with_lse = random.chance(0.9);
   c.with_sink_logits = random.chance(0.3);
-  c.rotation.pairing =
-      random.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved;
+  c.rotation.pairing = random.chance(0.5) ? rope_pairing::half_split : rope_pairing::interleaved;
   if (random.chance(0.3)) c.rotation.rotary_dim = c.head_dim / 2;
 
   // Weights belong to a partition; half of the calls know no partitions.
@@ -277,8 +275,8 @@ inline attend_case random_attend_case(std::uint64_t seed) {
     switch (random.integer(0, 3)) {
       case 0:  // blocks
         for (index_t s = random.integer(0, 5); s > 0; --s)
-          sequence.segments.push_back(
-              segment(random.chance(0.2) ? 0 : random.integer(1, std::min<index_t>(70, most_keys))));
+          sequence.segments.push_back(segment(
+              random.chance(0.2) ? 0 : random.integer(1, std::min<index_t>(70, most_keys))));
         break;
       case 1: {  // pages of one place, or of many
         const segment_shape page = segment(16);
@@ -288,7 +286,8 @@ inline attend_case random_attend_case(std::uint64_t seed) {
         break;
       }
       case 2:  // one long segment, whose keys are cut when there are few rows
-        sequence.segments.push_back(segment(std::min<index_t>(random.integer(200, 2000), most_keys)));
+        sequence.segments.push_back(
+            segment(std::min<index_t>(random.integer(200, 2000), most_keys)));
         break;
       default:
         break;

@@ -21,8 +21,8 @@ constexpr index_t kv_heads = 2;
 constexpr index_t dim = 64;
 constexpr index_t value_dim = 40;
 
-/// Two ways to the same rows differ by the roundings of both: scores are below 6, so a weight is off
-/// by 2e-6 of itself at most, and values are below 6.
+/// Two ways to the same rows differ by the roundings of both: scores are below 6, so a weight is
+/// off by 2e-6 of itself at most, and values are below 6.
 constexpr double tolerance = 2e-5;
 
 /// A sequence: `context` keys that all queries see, then `queries` tokens that see themselves
@@ -71,9 +71,8 @@ result attend(const prompt& p, const std::vector<attend_sequence<>>& sequences) 
 /// The whole context in one segment.
 result attend_contiguous(const prompt& p) {
   const std::vector<key_segment<>> context = {p.keys(0, p.context)};
-  return attend(p, {{.queries = {0, p.queries},
-                     .segments = context,
-                     .tail = p.keys(p.context, p.queries)}});
+  return attend(
+      p, {{.queries = {0, p.queries}, .segments = context, .tail = p.keys(p.context, p.queries)}});
 }
 
 double largest_difference(const result& a, const result& b) {
@@ -99,8 +98,7 @@ TEST_CASE("attend_blocks equals cpu::forward on the concatenated keys", "[attend
       CAPTURE(queries, context);
       const prompt p(seed, context, queries);
       const index_t all = context + queries;
-      const auto plan =
-          make_tile_plan(causal_mask(queries, all), cpu::tile_shape_for<float>(dim));
+      const auto plan = make_tile_plan(causal_mask(queries, all), cpu::tile_shape_for<float>(dim));
       result expected(queries);
       cpu::forward<float>({.q = p.queries_view(),
                            .k = p.keys(0, all).k,
@@ -140,9 +138,9 @@ TEST_CASE("pages, splits and an order of segments change nothing", "[attend_bloc
       memory.emplace_back(page.k.data, page.k.data + count * kv_heads * dim);
       const float* const k = memory.back().data();
       memory.emplace_back(page.v.data, page.v.data + count * kv_heads * value_dim);
-      pages.push_back({.k = token_major<const float>(k, count, kv_heads, dim),
-                       .v = token_major<const float>(memory.back().data(), count, kv_heads,
-                                                     value_dim)});
+      pages.push_back(
+          {.k = token_major<const float>(k, count, kv_heads, dim),
+           .v = token_major<const float>(memory.back().data(), count, kv_heads, value_dim)});
     }
     CHECK(largest_difference(with_segments(pages), expected) <= tolerance);
     // Random cuts, in partitions or not: plain weights make them one softmax.
@@ -168,9 +166,8 @@ TEST_CASE("prefill of the final block equals token-by-token decode", "[attend_bl
   result decoded(p.queries);
   for (index_t token = 0; token < p.queries; ++token) {
     // The tail has grown by this token's key.
-    const std::vector<attend_sequence<>> step = {{.queries = {token, token + 1},
-                                                  .segments = context,
-                                                  .tail = p.keys(p.context, token + 1)}};
+    const std::vector<attend_sequence<>> step = {
+        {.queries = {token, token + 1}, .segments = context, .tail = p.keys(p.context, token + 1)}};
     const result out = attend(p, step);
     const auto row = static_cast<std::size_t>(token * heads);
     std::copy_n(out.o.begin() + static_cast<std::ptrdiff_t>(row * value_dim), heads * value_dim,
@@ -226,8 +223,8 @@ TEST_CASE("GQA equals MHA with repeated keys and values", "[attend_blocks]") {
         .v = token_slice(token_major<const float>(v.data(), all, heads, value_dim), begin, count)};
   };
   const std::vector<key_segment<>> context = {repeated(0, p.context)};
-  const result separate = attend(p, {{.queries = {0, p.queries},
-                                      .segments = context,
-                                      .tail = repeated(p.context, p.queries)}});
+  const result separate = attend(
+      p,
+      {{.queries = {0, p.queries}, .segments = context, .tail = repeated(p.context, p.queries)}});
   CHECK(largest_difference(grouped, separate) <= tolerance);
 }

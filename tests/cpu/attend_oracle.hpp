@@ -1,8 +1,8 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/attention/attend_arguments.hpp>
 #include <algorithm>
+#include <blockattn/attention/attend_arguments.hpp>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -44,10 +44,11 @@ Real log_sum_exp(const std::vector<Real>& x) {
 /// turned for every segment.
 ///
 /// The bound follows the arithmetic in C with u its unit roundoff. A score is off by a rotation and
-/// a sum of head_dim products, 3 u |scale score_scale| |q| |k| (partial sums of random products grow
-/// like a root, and their roundings cancel like one; a worst case would have head_dim for 3), and a
-/// few roundings of itself. Weights are then off by exp(2 delta) - 1 at most, where delta also holds the
-/// error of log_weight_scale * lse + log_weight, and so is o, relative to sum_j weight_j |v_j|.
+/// a sum of head_dim products, 3 u |scale score_scale| |q| |k| (partial sums of random products
+/// grow like a root, and their roundings cancel like one; a worst case would have head_dim for 3),
+/// and a few roundings of itself. Weights are then off by exp(2 delta) - 1 at most, where delta
+/// also holds the error of log_weight_scale * lse + log_weight, and so is o, relative to sum_j
+/// weight_j |v_j|.
 template <class Q, class K, class V, class O>
 auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
@@ -64,8 +65,8 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
 
   std::vector<double> q;
   for (index_t t = 0; t < dim; ++t) {
-    q.push_back(static_cast<double>(
-        load_scalar(arguments.q.row(sequence.queries.begin + query, head)[t])));
+    q.push_back(
+        static_cast<double>(load_scalar(arguments.q.row(sequence.queries.begin + query, head)[t])));
   }
   const auto q_norm = static_cast<real>(norm(q));
   std::vector<oracle_partition<real, V>> partitions;
@@ -100,8 +101,8 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
       partition.scores.push_back(score);
       partition.score_error =
           std::max(partition.score_error,
-                   unit * (3 * std::abs(scale * static_cast<real>(segment.score_scale)) *
-                               q_norm * std::sqrt(k_square) +
+                   unit * (3 * std::abs(scale * static_cast<real>(segment.score_scale)) * q_norm *
+                               std::sqrt(k_square) +
                            3 * std::abs(score)));
       partition.values.push_back(segment.v.row(j, kv_head));
     }
@@ -122,8 +123,9 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
     weights.push_back(weight);
     if (weight == -infinity) continue;
     delta = std::max(delta, partition.score_error * (1 + std::abs(partition.log_weight_scale)) +
-                                4 * unit * (1 + std::abs(partition.log_weight_scale * lse) +
-                                            std::abs(partition.log_weight)));
+                                4 * unit *
+                                    (1 + std::abs(partition.log_weight_scale * lse) +
+                                     std::abs(partition.log_weight)));
   }
   oracle_row<real> row;
   row.o.assign(static_cast<std::size_t>(arguments.o.head_dim), 0);
@@ -147,8 +149,7 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
     }
   }
   for (real& bound : row.o_bound) bound *= std::expm1(2 * delta) + 8 * unit;
-  row.lse_bound =
-      row.lse == -infinity ? 0 : delta + 4 * unit * (1 + std::abs(row.lse));
+  row.lse_bound = row.lse == -infinity ? 0 : delta + 4 * unit * (1 + std::abs(row.lse));
   return row;
 }
 

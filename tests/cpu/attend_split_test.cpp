@@ -22,9 +22,10 @@ struct numbered_chunk {
 
 std::vector<numbered_chunk> chunks_of(const attend_sequence<>& sequence, index_t chunk_keys) {
   std::vector<numbered_chunk> chunks;
-  cpu::detail::for_each_chunk(
-      cpu::detail::segment_list(sequence), chunk_keys,
-      [&](const key_chunk& chunk, std::size_t partition) { chunks.push_back({chunk, partition}); });
+  cpu::detail::for_each_chunk(cpu::detail::segment_list(sequence), chunk_keys,
+                              [&](const key_chunk& chunk, std::size_t partition) {
+                                chunks.push_back({chunk, partition});
+                              });
   return chunks;
 }
 
@@ -62,11 +63,13 @@ TEST_CASE("chunks cover every key once, in order, within one partition", "[atten
     CAPTURE(round);
     std::vector<key_segment<>> segments;
     for (index_t s = random.integer(0, 6); s > 0; --s) {
-      segments.push_back(segment_of(random.chance(0.3) ? 0 : random.integer(1, 40),
-                                    random.integer(0, 2)));
+      segments.push_back(
+          segment_of(random.chance(0.3) ? 0 : random.integer(1, 40), random.integer(0, 2)));
     }
     const attend_sequence<> sequence{
-        .queries = {}, .segments = segments, .tail = segment_of(random.integer(0, 20), random.integer(0, 2))};
+        .queries = {},
+        .segments = segments,
+        .tail = segment_of(random.integer(0, 20), random.integer(0, 2))};
     const cpu::detail::segment_list list(sequence);
     const index_t chunk_keys = random.integer(1, 50);
 
@@ -78,8 +81,7 @@ TEST_CASE("chunks cover every key once, in order, within one partition", "[atten
       const auto& [chunk, partition] = chunks[c];
       CHECK_FALSE(chunk.keys.empty());
       CHECK(chunk.keys.size() <= chunk_keys);
-      const bool new_partition =
-          c == 0 || chunks[c - 1].chunk.first_segment != chunk.first_segment;
+      const bool new_partition = c == 0 || chunks[c - 1].chunk.first_segment != chunk.first_segment;
       if (new_partition) ++next_partition;
       CHECK(partition + 1 == next_partition);
       index_t first = 0;

@@ -162,7 +162,8 @@ void check_variants(std::uint64_t default_seed) {
   const std::uint64_t seed = test_seed(default_seed);
   for (const named_rope& variant : rope_variants()) {
     const index_t dim = variant.rotation.head_dim();
-    for (const index_t queries : {1, 20}) {  // queries turned once; more rows than keys: keys turned
+    for (const index_t queries :
+         {1, 20}) {  // queries turned once; more rows than keys: keys turned
       const block_and_queries data(seed, 15, queries, dim);
       const auto cached_keys = data.keys_at<T>(variant.rotation, 0);
       for (const double offset : {0.0, 1.0, 37.0, 4096.0, 12.25, -3.0, 16777217.0}) {
@@ -200,14 +201,11 @@ TEST_CASE("one cached block serves two prompts at two offsets at once", "[cached
   const rope rotation({.head_dim = dim, .theta = 1e5});
   const block_and_queries data(seed, 40, 6, dim);
   const std::vector<std::int32_t> ids(40, 7);
-  const kv::block_key key(
-      {.tokens = ids, .model_fingerprint = "toy", .ropes = {&rotation, 1}});
+  const kv::block_key key({.tokens = ids, .model_fingerprint = "toy", .ropes = {&rotation, 1}});
   kv::block_store store({.byte_budget = 1 << 20});
-  auto draft = store.begin_insert(key, {.layers = 1,
-                                        .kv_heads = kv_heads,
-                                        .tokens = 40,
-                                        .head_dim = dim,
-                                        .value_dim = value_dim});
+  auto draft = store.begin_insert(
+      key,
+      {.layers = 1, .kv_heads = kv_heads, .tokens = 40, .head_dim = dim, .value_dim = value_dim});
   REQUIRE(draft);
   rotate(rotation, token_major<const float>(data.raw_k.data(), 40, kv_heads, dim),
          draft.k<float>(0), positions_from(0, 40));
@@ -400,11 +398,8 @@ class toy_model {
             .v = token_major<const double>(cache.v.data(), tokens, kv_heads, dim),
             .query_shift = shift};
   }
-  static void forward(const attention_mask& mask,
-                      const rows& q,
-                      const rows& k,
-                      const rows& v,
-                      rows& o) {
+  static void forward(
+      const attention_mask& mask, const rows& q, const rows& k, const rows& v, rows& o) {
     const index_t tokens = mask.query_tokens();
     const auto plan = make_tile_plan(mask, cpu::tile_shape_for<double>(dim));
     cpu::forward<double>({.q = token_major<const double>(q.data(), tokens, heads, dim),

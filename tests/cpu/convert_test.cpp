@@ -70,9 +70,11 @@ TEMPLATE_TEST_CASE("every 16-bit pattern survives load_row and store_row",
                    float16) {
   const auto patterns = every_pattern<TestType>();
   std::vector<float> row(patterns.size());
-  cpu::detail::load_row<arch>(patterns.data(), static_cast<index_t>(patterns.size()), 1.0F, row.data());
+  cpu::detail::load_row<arch>(patterns.data(), static_cast<index_t>(patterns.size()), 1.0F,
+                              row.data());
   std::vector<TestType> stored(patterns.size());
-  cpu::detail::store_row<arch>(row.data(), static_cast<index_t>(patterns.size()), 1.0F, stored.data());
+  cpu::detail::store_row<arch>(row.data(), static_cast<index_t>(patterns.size()), 1.0F,
+                               stored.data());
   std::size_t wrong = 0;
   for (std::size_t i = 0; i < patterns.size(); ++i) {
     const bool nan = std::isnan(value_of(format_of<TestType>, patterns[i].bits));

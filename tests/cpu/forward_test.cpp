@@ -31,28 +31,28 @@ void check_plain(const attention_case& c) {
 // conversions load and store.
 
 TEST_CASE("cpu::forward equals the reference in fp32") {
-  check_random_cases<float, float, float, float>(cpu_backend{}, 1000, 120);
+  check_random_cases<float, float, float, float>(cpu_backend{}, 1000, 60);
 }
 
 TEST_CASE("cpu::forward equals the reference in fp64") {
-  check_random_cases<double, double, double, double>(cpu_backend{}, 2000, 60);
+  check_random_cases<double, double, double, double>(cpu_backend{}, 2000, 30);
 }
 
 TEST_CASE("cpu::forward equals the reference in bf16") {
-  check_random_cases<bfloat16, bfloat16, bfloat16, bfloat16>(cpu_backend{}, 3000, 80);
+  check_random_cases<bfloat16, bfloat16, bfloat16, bfloat16>(cpu_backend{}, 3000, 50);
 }
 
 TEST_CASE("cpu::forward equals the reference in Eigen's bf16 with fp32 output") {
   check_random_cases<Eigen::bfloat16, Eigen::bfloat16, Eigen::bfloat16, float>(cpu_backend{}, 4000,
-                                                                               40);
+                                                                               20);
 }
 
 TEST_CASE("cpu::forward equals the reference with fp32 queries over an fp16 cache") {
-  check_random_cases<float, float16, float16, float>(cpu_backend{}, 5000, 40);
+  check_random_cases<float, float16, float16, float>(cpu_backend{}, 5000, 20);
 }
 
 TEST_CASE("cpu::forward equals the reference with four storage types") {
-  check_random_cases<bfloat16, float16, float, Eigen::half>(cpu_backend{}, 6000, 40);
+  check_random_cases<bfloat16, float16, float, Eigen::half>(cpu_backend{}, 6000, 20);
 }
 
 TEST_CASE("cpu::forward equals the reference around vector and tile widths") {

@@ -22,11 +22,8 @@ std::vector<T> whole_numbers(random_source& random, index_t count) {
 }
 
 template <class T>
-void check_scores(random_source& random,
-                  index_t rows,
-                  index_t keys,
-                  index_t head_dim,
-                  index_t padding) {
+void check_scores(
+    random_source& random, index_t rows, index_t keys, index_t head_dim, index_t padding) {
   using C = accumulator_t<T>;
   CAPTURE(rows, keys, head_dim, padding);
   const index_t q_stride = head_dim + padding;
@@ -62,12 +59,8 @@ void check_scores(random_source& random,
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("score_in_place equals the naive product",
-                   "[in_place]",
-                   float,
-                   double,
-                   bfloat16,
-                   float16) {
+TEMPLATE_TEST_CASE(
+    "score_in_place equals the naive product", "[in_place]", float, double, bfloat16, float16) {
   const std::uint64_t seed = test_seed(41);
   CAPTURE(seed);
   random_source random(seed);

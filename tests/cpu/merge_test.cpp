@@ -152,8 +152,7 @@ void check_close(const part<P>& found, const part<P>& expected, double bound = t
 template <class P>
 bool same_bits(const part<P>& a, const part<P>& b) {
   return std::memcmp(a.o.data(), b.o.data(), a.o.size() * sizeof(P)) == 0 &&
-         std::memcmp(a.lse.data(), b.lse.data(),
-                     a.lse.size() * sizeof(typename part<P>::C)) == 0;
+         std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(typename part<P>::C)) == 0;
 }
 
 }  // namespace

@@ -46,11 +46,8 @@ std::vector<Panel> random_steps(random_source& random, index_t count) {
 }
 
 template <class Panel>
-void check_product(random_source& random,
-                   index_t rows,
-                   index_t steps,
-                   accumulate_mode mode,
-                   index_t padding) {
+void check_product(
+    random_source& random, index_t rows, index_t steps, accumulate_mode mode, index_t padding) {
   using C = typename cpu::detail::operand<Panel, arch>::accumulator;
   constexpr index_t width = cpu::detail::panel_width<C, arch>;
   const index_t lda = steps + padding;

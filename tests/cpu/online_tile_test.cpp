@@ -99,8 +99,8 @@ class tile_case {
       std::copy(of_row.begin(), of_row.end(), out);
       return static_cast<index_t>(of_row.size());
     });
-    const heads_view<const T> v{v_.data() + first * v_stride_, keys,      1,
-                                sizes_.value_dim,              v_stride_, 0};
+    const heads_view<const T> v{
+        v_.data() + first * v_stride_, keys, 1, sizes_.value_dim, v_stride_, 0};
     if (source == value_source::packed) {
       const index_t panel_steps = cpu::detail::steps_for<Panel, arch>(columns);
       std::vector<Panel> values(static_cast<std::size_t>(
@@ -216,7 +216,8 @@ TEMPLATE_TEST_CASE("online_tile reads values in place, also 4 KiB apart",
   for (const index_t rows : {1, 13}) {
     for (const index_t stride : {value_dim, value_dim + 1, page}) {
       CAPTURE(rows, stride);
-      tile_case<C, C>(seed, rows, 24, value_dim, stride).check(3, value_source::in_place, tolerance);
+      tile_case<C, C>(seed, rows, 24, value_dim, stride)
+          .check(3, value_source::in_place, tolerance);
     }
   }
 }

@@ -48,10 +48,9 @@ double largest_ulp_error(const std::vector<C>& x) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     const wider<C> exact = std::exp2(static_cast<wider<C>>(x[i]));
     const auto nearest = static_cast<C>(exact);
-    const wider<C> ulp = static_cast<wider<C>>(nearest) -
-                         static_cast<wider<C>>(std::nextafter(nearest, C(0)));
-    const auto error =
-        static_cast<double>(std::abs(static_cast<wider<C>>(found[i]) - exact) / ulp);
+    const wider<C> ulp =
+        static_cast<wider<C>>(nearest) - static_cast<wider<C>>(std::nextafter(nearest, C(0)));
+    const auto error = static_cast<double>(std::abs(static_cast<wider<C>>(found[i]) - exact) / ulp);
     if (!(error <= largest)) largest = error;
   }
   return largest;
@@ -93,7 +92,10 @@ TEMPLATE_TEST_CASE("exp2_nonpositive is exact at whole numbers", "[simd]", float
   }
 }
 
-TEMPLATE_TEST_CASE("exp2_nonpositive is exactly 0 where a pair is hidden", "[simd]", float, double) {
+TEMPLATE_TEST_CASE("exp2_nonpositive is exactly 0 where a pair is hidden",
+                   "[simd]",
+                   float,
+                   double) {
   using C = TestType;
   constexpr C smallest = static_cast<C>(std::numeric_limits<C>::min_exponent - 1);
   const std::vector<C> x = {-infinity<C>,

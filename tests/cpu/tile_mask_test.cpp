@@ -22,10 +22,8 @@ std::vector<slice> random_disjoint_slices(random_source& random) {
     const index_t upper = diagonal + random.integer(0, 9);
     const index_t query = random.integer(0, axis);
     const index_t key = random.integer(0, axis);
-    slices.push_back({{query, random.integer(query, axis)},
-                      {key, random.integer(key, axis)},
-                      diagonal,
-                      upper});
+    slices.push_back(
+        {{query, random.integer(query, axis)}, {key, random.integer(key, axis)}, diagonal, upper});
     diagonal = upper + 1 + random.integer(0, 2);
   }
   std::shuffle(slices.begin(), slices.end(), random.engine());

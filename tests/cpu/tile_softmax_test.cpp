@@ -42,8 +42,7 @@ TEMPLATE_TEST_CASE("score_transform is score_scale * softcap(scale * S) in base 
                              static_cast<C>(s) * transform.q_sign);
           if (transform.cap_inner > 0)
             cpu::detail::cap_scores<C, arch>(row.data(), columns, transform);
-          const double capped =
-              softcap > 0 ? softcap * std::tanh(scale * s / softcap) : scale * s;
+          const double capped = softcap > 0 ? softcap * std::tanh(scale * s / softcap) : scale * s;
           const double expected = std::numbers::log2e * score_scale * capped;
           const double found =
               static_cast<double>(transform.scale_log2) * static_cast<double>(row.back());
@@ -97,8 +96,8 @@ TEMPLATE_TEST_CASE("softmax_row gives weights, sum and rescale of a row",
       const std::size_t first = static_cast<std::size_t>(columns.begin);
       s[first + static_cast<std::size_t>(random.integer(0, columns.size() - 1))] = C(1);
       std::vector<C> weights(s.size(), C(77));
-      const auto update = cpu::detail::softmax_row<C, arch>(s.data(), columns, scale, row_max,
-                                                            weights.data());
+      const auto update =
+          cpu::detail::softmax_row<C, arch>(s.data(), columns, scale, row_max, weights.data());
       double largest = static_cast<double>(row_max);
       for (std::size_t j = first; j + 1 < s.size(); ++j) {
         largest = std::max(largest, static_cast<double>(scale) * static_cast<double>(s[j]));

@@ -110,7 +110,7 @@ class forward_oracle {
     const index_t queries = c_.query_tokens();
     const index_t heads = c_.query_heads;
     for (index_t h = 0; h < heads; ++h) {
-      const auto head_of = [h](auto view, index_t head) {
+      const auto head_of = [](auto view, index_t head) {
         view.data += head * view.head_stride;
         view.heads = 1;
         return view;

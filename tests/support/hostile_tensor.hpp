@@ -62,15 +62,14 @@ class hostile_tensor {
   }
 
   /// Fills the rows of the tokens that `is_used` accepts with normal values times `magnitude`; the
-  /// others stay NaN.
+  /// others stay NaN. Numbers are drawn for all of them: the data of a token depends on no mask.
   template <class IsUsed>
   void fill_normal(random_source& random, double magnitude, const IsUsed& is_used) {
     for (index_t token = 0; token < tokens_; ++token) {
       for (index_t head = 0; head < heads_; ++head) {
         for (index_t t = 0; t < head_dim_; ++t) {
-          const double value = magnitude * random.normal();  // drawn for every row: data of a token
-          if (is_used(token))
-            store_scalar(view().row(token, head)[t], value);  // depends on no mask
+          const double value = magnitude * random.normal();
+          if (is_used(token)) store_scalar(view().row(token, head)[t], value);
         }
       }
     }

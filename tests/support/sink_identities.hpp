@@ -76,7 +76,9 @@ void check_sink_tokens(const Backend& backend, random_source& random) {
   const plain_outputs<T> hidden = run_forward(
       backend, in, block_attention_mask(layout, {.sink_visibility = sink_visibility::own}));
   const index_range final_tokens = layout.block(layout.blocks() - 1);
-  for (index_t i = 0; i < final_tokens.begin; ++i) CHECK(same_bits(hidden, i, seen, i));
+  for (index_t i = 0; i < final_tokens.begin; ++i) {
+    CHECK(row_distance(hidden, i, seen, i) <= identity_tolerance<T>);
+  }
   std::vector<index_t> kept;
   for (index_t j = 0; j < n; ++j) {
     if (final_tokens.contains(j) || !layout.is_sink(j)) kept.push_back(j);
