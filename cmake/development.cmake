@@ -24,9 +24,14 @@ endif()
 
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-march=native BLOCKATTN_COMPILER_KNOWS_NATIVE)
+set(native "")
 if(BLOCKATTN_NATIVE AND BLOCKATTN_COMPILER_KNOWS_NATIVE)
-  target_compile_options(blockattn_development INTERFACE -march=native)
+  set(native -march=native)
 endif()
+# A target that has the property BLOCKATTN_ARCH is compiled for that -march instead.
+set(arch $<TARGET_PROPERTY:BLOCKATTN_ARCH>)
+target_compile_options(blockattn_development
+                       INTERFACE $<IF:$<BOOL:${arch}>,-march=${arch},${native}>)
 
 if(BLOCKATTN_SANITIZERS)
   # GCC warns that TSan does not model the fences inside Eigen's pool.

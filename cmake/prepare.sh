@@ -3,7 +3,7 @@
 
 # Sourced by the run scripts: what they install on Debian and Ubuntu.
 
-# What every build needs. CI, examples and tests share one configuration, so one list.
+# What every build needs: tests, examples and benchmarks share one configuration.
 build_packages=(cmake ninja-build g++ libeigen3-dev libxsimd-dev catch2 libbenchmark-dev libicu-dev
                 pkg-config python3)
 

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <blockattn/cpu/simd.hpp>
+#include <atomic>
+#include <blockattn/cpu/micro_kernel.hpp>
 #include <chrono>
 #include <vector>
 
@@ -21,11 +22,12 @@ inline double median(std::vector<double> values) {
 
 /// Runs independent fused multiply-adds from registers for about `seconds` on the calling thread
 /// and returns flop/s: the fp32 ceiling of one core at this moment's clock. 20 chains cover the
-/// latency of every core in question and leave the compiler registers for the operands.
+/// latency of every core in question and leave the compiler registers for the operands; of 16
+/// registers 12 are as many as fit.
 inline double probe_fma_peak(double seconds) {
   using arch = cpu::default_arch;
   using v = cpu::detail::vector<float, arch>;
-  constexpr int chains = 20;
+  constexpr int chains = cpu::detail::register_tile<arch>::has_32_registers ? 20 : 12;
   v sum[chains];
   for (v& s : sum) s = v(1.0F);
   const v a(0.999999F);
@@ -49,12 +51,18 @@ inline double probe_fma_peak(double seconds) {
   return flops / (end - begin);
 }
 
-/// The sum of the peaks of all workers of an executor, probed at the same time.
+/// The sum of the peaks of all workers of an executor, probed at the same time: each waits for the
+/// others to arrive, for 20 ms at most.
 template <class Executor>
 double probe_fma_peak(Executor& workers, double seconds) {
   const auto count = static_cast<index_t>(workers.concurrency());
   std::vector<double> peaks(static_cast<std::size_t>(count));
+  std::atomic<index_t> arrived{0};
   workers.parallel_for(count, [&](index_t task, index_t /*worker*/) {
+    ++arrived;
+    const double give_up = seconds_now() + 0.02;
+    while (arrived < count && seconds_now() < give_up) {
+    }
     peaks[static_cast<std::size_t>(task)] = probe_fma_peak(seconds);
   });
   double total = 0;

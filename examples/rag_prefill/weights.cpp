@@ -1,7 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include "weights.hpp"
 
-#include <functional>
+#include <cstdint>
 #include <initializer_list>
 #include <string_view>
 
@@ -10,6 +10,14 @@
 
 namespace rag {
 namespace {
+
+/// 64-bit FNV-1a: the same on every platform, and enough to tell one's own models apart. A server
+/// that takes models from strangers needs a cryptographic digest.
+std::uint64_t fnv1a(std::string_view bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325U;
+  for (const char byte : bytes) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3U;
+  return hash;
+}
 
 /// One of the matrices that are stacked into a larger one.
 struct matrix_part {
@@ -102,8 +110,7 @@ llama_weights load_weights(const gguf_file& file) {
   weights.name = file.text("general.name");
   const std::string_view bytes(reinterpret_cast<const char*>(file.bytes().data()),
                                file.bytes().size());
-  weights.fingerprint =
-      std::to_string(bytes.size()) + "-" + std::to_string(std::hash<std::string_view>{}(bytes));
+  weights.fingerprint = std::to_string(bytes.size()) + "-" + std::to_string(fnv1a(bytes));
   return weights;
 }
 

@@ -73,13 +73,43 @@ TEST_CASE("check_attend accepts what is legal at the edges", "[attend_checks]") 
   CHECK(refusal([](call& c) { c.second[0].log_weight = -infinity; }).empty());
   CHECK(refusal([](call& c) { c.second[0].query_shift = -max_rope_position; }).empty());
   CHECK(refusal([](call& c) { c.arguments.lse = {}; }).empty());
-  // Different weights in different partitions, also when a partition returns later.
+  // Different weights in different partitions.
   CHECK(refusal([](call& c) {
-          c.first[1].partition = 1;
-          c.first[1].log_weight = 2;
+          c.first[0].partition = -1;
+          c.first[0].log_weight_scale = 0.5;
         }).empty());
-  // The weights of an empty tail say nothing.
+  // The weights and the partition of an empty tail say nothing.
   CHECK(refusal([](call& c) { c.sequences[1].tail.log_weight = 2; }).empty());
+}
+
+TEST_CASE("check_attend refuses a partition that returns and tails without sense",
+          "[attend_checks]") {
+  CHECK(refusal([](call& c) {
+          c.first[0].partition = 3;
+          c.first[1].partition = 2;
+        }) == "f: sequence 0, segment 1: partition 2 after partition 3, must not decrease");
+  CHECK(refusal([](call& c) { c.sequences[1].tail.k.tokens = -3; }) != "");
+  CHECK(refusal([](call& c) {
+          c.sequences[1].tail = {};
+          c.sequences[1].tail.k.tokens = -3;
+        }).find("k has negative size (-3, 0, 0)") != std::string::npos);
+  CHECK(refusal([](call& c) {
+          c.sequences[1].tail.k.tokens = 0;
+          c.sequences[1].tail.v.tokens = 4;
+        }).find("v has 4 tokens but k has 0") != std::string::npos);
+}
+
+TEST_CASE("check_attend refuses numbers that are infinite in fp32", "[attend_checks]") {
+  CHECK(refusal([](call& c) { c.options.scale = 1e40; }).find("options.scale is 1") !=
+        std::string::npos);
+  CHECK(refusal([](call& c) { c.options.softcap = 1e39; }).find("options.softcap") !=
+        std::string::npos);
+  CHECK(refusal([](call& c) { c.first[0].score_scale = 1e300; }).find("score_scale") !=
+        std::string::npos);
+  CHECK(refusal([](call& c) { c.first[0].log_weight_scale = -1e39; }).find("log_weight_scale") !=
+        std::string::npos);
+  CHECK(refusal([](call& c) { c.first[0].log_weight = 1e39; }).find("log_weight") !=
+        std::string::npos);
 }
 
 TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
@@ -100,11 +130,11 @@ TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
           c.arguments.sink_logits = {c.memory.data(), 3};
         }) == "f: 3 sink_logits for 4 query heads");
   CHECK(refusal([](call& c) { c.options.scale = not_a_number; }) ==
-        "f: options.scale is not finite");
+        "f: options.scale is nan, must be finite in the accumulator");
   CHECK(refusal([](call& c) { c.options.softcap = -2; }) ==
-        "f: options.softcap is -2.000000, must be finite and >= 0");
+        "f: options.softcap is -2.000000, must be finite in the accumulator and >= 0");
   CHECK(refusal([](call& c) { c.options.softcap = infinity; }) ==
-        "f: options.softcap is inf, must be finite and >= 0");
+        "f: options.softcap is inf, must be finite in the accumulator and >= 0");
 }
 
 TEST_CASE("check_attend refuses bad query ranges in a sentence", "[attend_checks]") {
@@ -151,7 +181,8 @@ TEST_CASE("check_attend refuses bad numbers of a segment", "[attend_checks]") {
   const auto numbers = [&](const std::string& shift, const std::string& score_scale,
                            const std::string& weight_scale, const std::string& weight) {
     return place + "query_shift " + shift + ", score_scale " + score_scale + ", log_weight_scale " +
-           weight_scale + " must be finite and log_weight " + weight + " below infinity";
+           weight_scale + " must be finite and log_weight " + weight +
+           " finite or -inf, in the accumulator";
   };
   const std::string zero = "0.000000";
   const std::string one = "1.000000";

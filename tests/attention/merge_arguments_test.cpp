@@ -93,7 +93,7 @@ TEST_CASE("check_merge names the state that it refuses", "[merge_arguments]") {
 TEST_CASE("check_merge refuses weights that are not numbers", "[merge_arguments]") {
   const auto text = [](const std::string& scale, const std::string& weight) {
     return "f: state 0: log_weight_scale " + scale + " must be finite and log_weight " + weight +
-           " below infinity";
+           " finite or -inf, in the accumulator";
   };
   CHECK(refusal([](call& c) { c.states[0].log_weight_scale = infinity; }) ==
         text("inf", "0.000000"));

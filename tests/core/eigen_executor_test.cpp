@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include <atomic>
 #include <blockattn/core/eigen_executor.hpp>
+#include <chrono>
 #include <functional>
 #include <future>
 #include <memory>
@@ -55,6 +56,20 @@ TEST_CASE("eigen_executor runs concurrency() tasks at once") {
   Eigen::ThreadPool pool(3);
   eigen_executor executor(pool);
   CHECK(runs_at_once(executor));
+}
+
+TEST_CASE("eigen_executor sleeps until its slowest helper is done") {
+  Eigen::ThreadPool pool(2);
+  eigen_executor executor(pool);
+  std::atomic<int> started{0};
+  std::atomic<int> finished{0};
+  executor.parallel_for(2, [&](index_t, index_t worker) {
+    ++started;
+    while (started < 2) std::this_thread::yield();
+    if (worker != 0) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    ++finished;
+  });
+  CHECK(finished == 2);
 }
 
 TEST_CASE("eigen_executor survives loops inside tasks") {

@@ -12,8 +12,12 @@ namespace {
 
 std::atomic<blockattn::index_t> allocations{0};
 
-void* counted(void* memory) {
+void* counted_allocation(std::size_t size) noexcept {
   ++allocations;
+  return std::malloc(size > 0 ? size : 1);
+}
+
+void* required(void* memory) {
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
@@ -22,10 +26,15 @@ void* counted(void* memory) {
 
 blockattn::index_t blockattn_test::allocation_count() noexcept { return allocations; }
 
-void* operator new(std::size_t size) { return counted(std::malloc(size > 0 ? size : 1)); }
+void* operator new(std::size_t size) { return required(counted_allocation(size)); }
+// Named too because sanitizers bring their own, which would not match the delete below.
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return counted_allocation(size);
+}
 void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++allocations;
   const auto multiple = static_cast<std::size_t>(alignment);
-  return counted(std::aligned_alloc(multiple, (size + multiple) / multiple * multiple));
+  return required(std::aligned_alloc(multiple, (size + multiple) / multiple * multiple));
 }
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }

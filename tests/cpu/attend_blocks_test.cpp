@@ -158,7 +158,7 @@ TEST_CASE("attend_blocks with nothing to do or nothing to see", "[attend_blocks]
                        {.queries = {6, 9}, .tail = {.keys = 1}}}});
     // A partition of weight 0, alone, next to another, and cut into chunks.
     for (const index_t keys : {4, 3000}) {
-      const segment_shape out{.keys = keys, .log_weight = -HUGE_VAL, .partition = 1};
+      const segment_shape out{.keys = keys, .log_weight = -HUGE_VAL, .partition = -1};
       check_case<float, float, float, float>(
           {.query_tokens = 3,
            .with_sink_logits = sinks,

@@ -295,6 +295,16 @@ inline attend_case random_attend_case(std::uint64_t seed) {
     const index_t tails[] = {0, 1, queries, std::max<index_t>(0, queries - 2), queries + 11};
     sequence.tail = segment(std::min(one_of(tails), most_keys));
     budget -= queries * most_keys / 2;
+    // Partitions do not decrease along a list, its tail included.
+    std::stable_sort(
+        sequence.segments.begin(), sequence.segments.end(),
+        [](const segment_shape& a, const segment_shape& b) { return a.partition < b.partition; });
+    if (!sequence.segments.empty() &&
+        sequence.tail.partition < sequence.segments.back().partition) {
+      sequence.tail.partition = sequence.segments.back().partition;
+      sequence.tail.log_weight_scale = sequence.segments.back().log_weight_scale;
+      sequence.tail.log_weight = sequence.segments.back().log_weight;
+    }
     c.sequences.push_back(std::move(sequence));
   }
   c.query_tokens = token + random.integer(0, 2);

@@ -102,19 +102,22 @@ TEST_CASE("chunks cover every key once, in order, within one partition", "[atten
   }
 }
 
-TEST_CASE("keys are cut only where rows alone feed few threads", "[attend_split]") {
+TEST_CASE("no task has more than a sixteenth of the work, nor fewer keys than a merge is worth",
+          "[attend_split]") {
   using cpu::detail::keys_per_chunk;
-  CHECK(keys_per_chunk(16, 100000) >= 100000);  // enough rows: no merge at all
-  CHECK(keys_per_chunk(1, 300) >= 300);         // too short to cut
-  for (const index_t row_tasks : {1, 2, 3, 9, 15}) {
+  CHECK(keys_per_chunk(16 * 100000) >= 100000);  // sixteen row tiles: no merge at all
+  CHECK(keys_per_chunk(300) >= 300);             // too short to cut
+  for (const index_t row_tiles : {1, 2, 3, 9, 15}) {
     for (const index_t keys : {512, 513, 4096, 32768, 1000000}) {
-      CAPTURE(row_tasks, keys);
-      const index_t chunk = keys_per_chunk(row_tasks, keys);
+      CAPTURE(row_tiles, keys);
+      const index_t chunk = keys_per_chunk(row_tiles * keys);
       CHECK(chunk >= 512);
-      const index_t tasks = row_tasks * ceil_divide(keys, chunk);
+      const index_t tasks = row_tiles * ceil_divide(keys, chunk);
       CHECK(tasks <= 2 * 16);
       if (keys >= 16 * 512) CHECK(tasks >= 12);
     }
   }
-  CHECK(keys_per_chunk(0, 0) > 0);
+  // One long sequence beside fifteen short ones is cut, though there are row tiles enough.
+  CHECK(keys_per_chunk(128 * 1024 + 15 * 100) <= 128 * 1024 / 8);
+  CHECK(keys_per_chunk(0) > 0);
 }

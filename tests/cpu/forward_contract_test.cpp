@@ -108,6 +108,50 @@ TEMPLATE_TEST_CASE("1. a key that no row sees may hold anything", "", float, bfl
   }
 }
 
+TEST_CASE("1. a key that no row of its kv head sees may hold anything") {
+  // Heads 0 and 1 share kv head 0 and see all, heads 2 and 3 share kv head 1 and do not see key 5.
+  const tile_plan plans[] = {
+      make_tile_plan(full_mask(9, 20), {8, 16}),
+      make_tile_plan(
+          attention_mask::from_disjoint_slices(
+              9, 20, {{.queries = {0, 9}, .keys = {0, 5}}, {.queries = {0, 9}, .keys = {6, 20}}}),
+          {8, 16})};
+  const index_t head_to_plan[] = {0, 0, 1, 1};
+  std::vector<bfloat16> q(9 * 4 * 8, bfloat16{0x3f80}), k(20 * 2 * 8, bfloat16{0x3f80}),
+      v = k, o(q.size());
+  std::fill_n(v.begin() + (5 * 2 + 1) * 8, 8, bfloat16{0x7fc0});  // NaN in key 5 of kv head 1
+  cpu::forward<bfloat16>({.q = token_major<const bfloat16>(q.data(), 9, 4, 8),
+                          .k = token_major<const bfloat16>(k.data(), 20, 2, 8),
+                          .v = token_major<const bfloat16>(v.data(), 20, 2, 8),
+                          .o = token_major(o.data(), 9, 4, 8)},
+                         plan_set(plans, head_to_plan));
+  CHECK(std::all_of(o.begin(), o.end(), [](bfloat16 x) { return x.bits == 0x3f80; }));
+}
+
+TEST_CASE("NaN and scores beyond fp32 are never taken for a row that sees nothing") {
+  const tile_plan plan = make_tile_plan(causal_mask(40), {16, 32});
+  for (const float bad : {std::nanf(""), 1e30F}) {  // 1e30 * 1e30 is no fp32 number
+    std::vector<float> q(40 * 8, 1.0F), k(40 * 8, 1.0F), v(40 * 8, 1.0F), o(40 * 8), lse(40);
+    std::fill_n(q.begin() + 20 * 8, 8, bad);
+    if (!std::isnan(bad)) std::fill(k.begin(), k.end(), bad);
+    const forward_arguments<float> arguments{.q = token_major<const float>(q.data(), 40, 1, 8),
+                                             .k = token_major<const float>(k.data(), 40, 1, 8),
+                                             .v = token_major<const float>(v.data(), 40, 1, 8),
+                                             .o = token_major(o.data(), 40, 1, 8),
+                                             .lse = token_major_lse(lse.data(), 40, 1)};
+    cpu::forward(arguments, plan);
+    CAPTURE(bad);
+    CHECK(std::isnan(o[20 * 8]));
+    CHECK(!std::isfinite(lse[20]));
+    CHECK(lse[20] != -infinity);
+    CHECK(o[19 * 8] == 1.0F);
+    if (!std::isnan(bad)) continue;
+    reference::forward(arguments, causal_mask(40));
+    CHECK(std::isnan(o[20 * 8]));
+    CHECK(std::isnan(lse[20]));
+  }
+}
+
 TEST_CASE("1. a huge key reaches only the rows that see it") {
   const auto mask = attention_mask::from_disjoint_slices(
       9, 40, {{.queries = {0, 9}, .keys = {0, 20}}, {.queries = {4, 5}, .keys = {20, 40}}});

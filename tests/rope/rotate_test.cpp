@@ -160,9 +160,11 @@ TEST_CASE("rotate refuses shapes and positions that do not fit, and writes nothi
   CHECK_THROWS_WITH(rotate(rotation, rows, token_major(data.data(), 2, 1, 4), two),
                     contains("in is (2, 2, 4) but out is (2, 1, 4)"));
   CHECK_THROWS_WITH(rotate(rotation, token_major<float>(nullptr, 2, 2, 4), two),
-                    contains("data is null"));
+                    contains("in.data is null"));
   CHECK_THROWS_WITH(rotate(rotation, token_major(data.data(), -1, 2, 4), two),
                     contains("negative size (-1, 2, 4)"));
+  CHECK_THROWS_WITH(rotate(rotation, rows, heads_view<float>{data.data(), 2, 2, 4, 0, 4}, two),
+                    contains("rows of out overlap"));
   for (const double bad : {infinity, -infinity, 0x1p53, std::nan("")}) {
     CAPTURE(bad);
     CHECK_THROWS_WITH(rotate(rotation, rows, std::vector<double>{1, bad}),

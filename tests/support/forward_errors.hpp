@@ -56,6 +56,8 @@ inline std::vector<forward_error> forward_errors() {
   using arguments = forward_arguments<float>;
   using options = attention_options;
   static constexpr double infinity = std::numeric_limits<double>::infinity();
+  static constexpr float nan_sinks[] = {0, 0, std::numeric_limits<float>::quiet_NaN(), 0};
+  static constexpr float infinite_sinks[] = {0, 0, std::numeric_limits<float>::infinity(), 0};
   return {
       {"q has negative size (-1, 4, 16)", [](arguments& a, options&) { a.q.tokens = -1; }},
       {"q has negative size (5, -4, 16)", [](arguments& a, options&) { a.q.heads = -4; }},
@@ -98,14 +100,24 @@ inline std::vector<forward_error> forward_errors() {
        [](arguments& a, options&) { a.lse.token_stride = 1; }},
       {"3 sink_logits for 4 query heads",
        [](arguments& a, options&) { a.sink_logits = a.sink_logits.first(3); }},
-      {"options.scale is not finite", [](arguments&, options& o) { o.scale = infinity; }},
-      {"options.scale is not finite", [](arguments&, options& o) { o.scale = std::nan(""); }},
-      {"options.softcap is -1.000000, must be finite and >= 0",
+      {"sink_logits[2] is nan, must be finite or -inf",
+       [](arguments& a, options&) { a.sink_logits = nan_sinks; }},
+      {"sink_logits[2] is inf, must be finite or -inf",
+       [](arguments& a, options&) { a.sink_logits = infinite_sinks; }},
+      {"options.scale is inf, must be finite in the accumulator",
+       [](arguments&, options& o) { o.scale = infinity; }},
+      {"options.scale is nan, must be finite in the accumulator",
+       [](arguments&, options& o) { o.scale = std::nan(""); }},
+      {"options.scale is " + std::to_string(-1e39) + ", must be finite in the accumulator",
+       [](arguments&, options& o) { o.scale = -1e39; }},
+      {"options.softcap is -1.000000, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = -1; }},
-      {"options.softcap is inf, must be finite and >= 0",
+      {"options.softcap is inf, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = infinity; }},
-      {"options.softcap is nan, must be finite and >= 0",
+      {"options.softcap is nan, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = std::nan(""); }},
+      {"o and k share their memory", [](arguments& a, options&) { a.k.data = a.o.data; }},
+      {"o and v share their memory", [](arguments& a, options&) { a.v.data = a.o.data; }},
   };
 }
 

@@ -8,8 +8,9 @@
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
-/// The tensors of a forward call. Storage types mix freely below fp64; query_heads is a multiple of
-/// kv_heads (GQA), and head h reads kv head h / (query_heads / kv_heads).
+/// The tensors of a forward call. o and lse overlap no input. Storage types mix freely below fp64;
+/// query_heads is a multiple of kv_heads (GQA), and head h reads kv head h / (query_heads /
+/// kv_heads).
 template <storage_scalar Q = float,
           storage_scalar K = Q,
           storage_scalar V = K,

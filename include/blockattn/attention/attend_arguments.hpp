@@ -16,7 +16,7 @@ template <storage_scalar K = float, storage_scalar V = K>
 struct attend_sequence {
   index_range queries;  ///< rows of attend_arguments::q
   std::span<const key_segment<K, V>> segments =
-      {};                       ///< cached blocks, pages, prefixes; in any order
+      {};                       ///< cached blocks, pages, prefixes; partitions not decreasing
   key_segment<K, V> tail = {};  ///< causal; no tokens = none
 };
 

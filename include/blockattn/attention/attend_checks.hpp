@@ -27,12 +27,12 @@ void check_segment(const segment_place& place,
   check_view(place, "v", segment.v);
   require(segment.v.tokens == segment.k.tokens, place, ": v has ", segment.v.tokens,
           " tokens but k has ", segment.k.tokens);
-  require(std::isfinite(segment.query_shift) && std::isfinite(segment.score_scale) &&
-              std::isfinite(segment.log_weight_scale) &&
-              segment.log_weight < std::numeric_limits<double>::infinity(),
+  using C = typename attend_arguments<Q, K, V, O>::accumulator_type;
+  require(std::isfinite(segment.query_shift) && is_finite_as<C>(segment.score_scale) &&
+              is_finite_as<C>(segment.log_weight_scale) && is_log_weight<C>(segment.log_weight),
           place, ": query_shift ", segment.query_shift, ", score_scale ", segment.score_scale,
           ", log_weight_scale ", segment.log_weight_scale, " must be finite and log_weight ",
-          segment.log_weight, " below infinity");
+          segment.log_weight, " finite or -inf, in the accumulator");
   if (segment.k.tokens == 0) return;
   check_heads(place, arguments.q, segment.k, segment.v, arguments.o);
   if (kv_heads < 0) kv_heads = segment.k.heads;
@@ -61,7 +61,8 @@ index_t check_attend(const char* function,
           arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
-  check_options(function, {.scale = options.scale, .softcap = options.softcap});
+  check_options<typename attend_arguments<Q, K, V, O>::accumulator_type>(
+      function, {.scale = options.scale, .softcap = options.softcap});
 
   index_t kv_heads = -1;
   index_t previous_end = 0;
@@ -76,16 +77,22 @@ index_t check_attend(const char* function,
     const key_segment<K, V>* previous = nullptr;
     const auto check = [&](const key_segment<K, V>& segment, index_t s) {
       check_segment({function, number, s}, arguments, options, segment, kv_heads);
+      const segment_place place{function, number, s};
+      require(previous == nullptr || previous->partition <= segment.partition, place,
+              ": partition ", segment.partition, " after partition ",
+              previous == nullptr ? 0 : previous->partition, ", must not decrease");
       require(previous == nullptr || previous->partition != segment.partition ||
                   (previous->log_weight_scale == segment.log_weight_scale &&
                    previous->log_weight == segment.log_weight),
-              function, ": sequence ", number, ", segment ", s, ": partition ", segment.partition,
+              place, ": partition ", segment.partition,
               " has two different weights (log_weight_scale, log_weight)");
       previous = &segment;
     };
     index_t s = 0;
     for (const key_segment<K, V>& segment : sequence.segments) check(segment, s++);
-    if (sequence.tail.k.tokens > 0) check(sequence.tail, s);
+    // A tail of no tokens has no partition to agree with, but its sizes must make sense.
+    if (sequence.tail.k.tokens == 0) previous = nullptr;
+    check(sequence.tail, s);
     ++number;
   }
   return kv_heads < 1 ? std::max<index_t>(1, arguments.q.heads) : kv_heads;

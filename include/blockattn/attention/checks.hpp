@@ -3,6 +3,7 @@
 
 #include <blockattn/attention/arguments.hpp>
 #include <blockattn/core/error.hpp>
+#include <blockattn/core/view_checks.hpp>
 #include <cmath>
 #include <limits>
 
@@ -11,45 +12,6 @@
 /// name in the text.
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
-
-/// Sizes are not negative, and a view with elements has memory.
-template <class Place, class T>
-void check_view(const Place& place, const char* name, const heads_view<T>& view) {
-  require(view.tokens >= 0 && view.heads >= 0 && view.head_dim >= 0, place, ": ", name,
-          " has negative size (", view.tokens, ", ", view.heads, ", ", view.head_dim, ")");
-  require(view.data != nullptr || view.tokens * view.heads * view.head_dim == 0, place, ": ", name,
-          ".data is null but its size is (", view.tokens, ", ", view.heads, ", ", view.head_dim,
-          ")");
-}
-
-/// True when rows of `width` elements at token * token_stride + head * head_stride never overlap.
-/// Strides of either sign and any interleaving are judged exactly. O(heads).
-constexpr bool rows_are_disjoint(
-    index_t tokens, index_t heads, index_t width, index_t token_stride, index_t head_stride) {
-  const auto magnitude = [](index_t x) { return x < 0 ? -x : x; };
-  if (tokens == 0 || heads == 0 || width == 0) return true;
-  if (tokens > 1 && magnitude(token_stride) < width) return false;
-  for (index_t head = 1; head < heads; ++head) {
-    // Of the rows of this head, those beside row (0, 0): some pair is as close when any pair is.
-    const index_t distance = head * head_stride;
-    const index_t steps = tokens > 1 ? distance / token_stride : 0;
-    for (const index_t step : {steps - 1, steps, steps + 1}) {
-      if (magnitude(step) < tokens && magnitude(distance - step * token_stride) < width)
-        return false;
-    }
-  }
-  return true;
-}
-
-/// Additionally refuses strides with which rows of an output would overlap.
-template <class Place, class T>
-void check_output_view(const Place& place, const char* name, const heads_view<T>& view) {
-  check_view(place, name, view);
-  require(rows_are_disjoint(view.tokens, view.heads, view.head_dim, view.token_stride,
-                            view.head_stride),
-          place, ": rows of ", name, " overlap: head_dim ", view.head_dim, ", token_stride ",
-          view.token_stride, ", head_stride ", view.head_stride);
-}
 
 template <class Place, class T>
 void check_lse_view(const Place& place, const lse_view<T>& lse, index_t tokens, index_t heads) {
@@ -63,11 +25,24 @@ void check_lse_view(const Place& place, const lse_view<T>& lse, index_t tokens, 
   }
 }
 
-inline void check_options(const char* function, const attention_options& options) {
-  require(!options.scale || std::isfinite(*options.scale), function,
-          ": options.scale is not finite");
-  require(std::isfinite(options.softcap) && options.softcap >= 0, function, ": options.softcap is ",
-          options.softcap, ", must be finite and >= 0");
+/// True when a number that an argument gives in double is finite in the accumulator C too.
+template <class C>
+bool is_finite_as(double value) noexcept {
+  return std::abs(value) <= static_cast<double>(std::numeric_limits<C>::max());
+}
+
+/// The same for a log weight, which may also be -inf.
+template <class C>
+bool is_log_weight(double value) noexcept {
+  return is_finite_as<C>(value) || value == -std::numeric_limits<double>::infinity();
+}
+
+template <class C>
+void check_options(const char* function, const attention_options& options) {
+  require(!options.scale || is_finite_as<C>(*options.scale), function, ": options.scale is ",
+          options.scale.value_or(0), ", must be finite in the accumulator");
+  require(is_finite_as<C>(options.softcap) && options.softcap >= 0, function,
+          ": options.softcap is ", options.softcap, ", must be finite in the accumulator and >= 0");
 }
 
 template <class C>
@@ -75,6 +50,11 @@ void check_sink_logits(const char* function, std::span<const C> sink_logits, ind
   const auto count = static_cast<index_t>(sink_logits.size());
   require(count == 0 || count == query_heads, function, ": ", count, " sink_logits for ",
           query_heads, " query heads");
+  for (index_t head = 0; head < count; ++head) {
+    const C logit = sink_logits[static_cast<std::size_t>(head)];
+    require(logit <= std::numeric_limits<C>::max(), function, ": sink_logits[", head, "] is ",
+            logit, ", must be finite or -inf");
+  }
 }
 
 /// Head counts and dimensions of q, k, v and o agree.
@@ -96,6 +76,18 @@ void check_heads(const Place& place,
   require(o.tokens == q.tokens, place, ": o has ", o.tokens, " tokens but q has ", q.tokens);
 }
 
+/// Refuses the aliasing that can be seen at once: an output that begins where an input does whose
+/// other rows are still to be read.
+template <class O, class In>
+void check_outputs_apart(const char* function,
+                         const heads_view<O>& o,
+                         const char* name,
+                         const heads_view<In>& input) {
+  const bool either_is_empty = o.tokens * o.heads == 0 || input.tokens * input.heads == 0;
+  require(either_is_empty || static_cast<const void*>(o.data) != input.data, function, ": o and ",
+          name, " share their memory");
+}
+
 /// Tensors against each other. The caller checks them against the axes of its mask or plan.
 template <class Q, class K, class V, class O>
 void check_forward(const char* function,
@@ -108,7 +100,9 @@ void check_forward(const char* function,
   check_heads(function, arguments.q, arguments.k, arguments.v, arguments.o);
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
-  check_options(function, options);
+  check_options<typename forward_arguments<Q, K, V, O>::accumulator_type>(function, options);
+  check_outputs_apart(function, arguments.o, "k", arguments.k);
+  check_outputs_apart(function, arguments.o, "v", arguments.v);
 }
 
 /// A head's scale factor: the option, or 1 / sqrt(head_dim).

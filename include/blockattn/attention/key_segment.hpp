@@ -16,8 +16,9 @@ namespace blockattn::inline BLOCKATTN_ABI {
 /// offset o needs query_shift = -o: (R_p q) . (R_(o+j) k_j) = (U_(-o) R_p q) . (R_j k_j). One copy
 /// of the keys serves any number of prompts at different offsets at the same time.
 ///
-/// Adjacent segments of a list with the same `partition` are joined by plain softmax; the joint
-/// state (O, lse) of each partition enters the merge with the log-weight
+/// Segments with the same `partition` are joined by plain softmax (partitions do not decrease along
+/// a list, its tail included); the joint state (O, lse) of each enters the merge with the
+/// log-weight
 ///   log_weight_scale * lse + log_weight
 /// in place of lse. The defaults are plain softmax over all. APE (arXiv 2502.05431): all context
 /// segments in one partition, score_scale = 1 / T, log_weight_scale = sigma; the rest in another.

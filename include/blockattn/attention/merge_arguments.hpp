@@ -62,10 +62,10 @@ void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
     require(!row_weights || (row_weights.tokens == o.tokens && row_weights.heads == o.heads), place,
             ": row_log_weights is (", row_weights.tokens, ", ", row_weights.heads,
             ") but there are (", o.tokens, ", ", o.heads, ") query tokens and heads");
-    require(std::isfinite(state.log_weight_scale) &&
-                state.log_weight < std::numeric_limits<double>::infinity(),
-            place, ": log_weight_scale ", state.log_weight_scale, " must be finite and log_weight ",
-            state.log_weight, " below infinity");
+    using C = typename merge_arguments<P, O>::accumulator_type;
+    require(is_finite_as<C>(state.log_weight_scale) && is_log_weight<C>(state.log_weight), place,
+            ": log_weight_scale ", state.log_weight_scale, " must be finite and log_weight ",
+            state.log_weight, " finite or -inf, in the accumulator");
   }
 }
 

@@ -22,5 +22,18 @@
 #define BLOCKATTN_ABI abi_0_throws
 #else
 #define BLOCKATTN_HAS_EXCEPTIONS 0
+#ifdef BLOCKATTN_ERROR_HANDLER
+#define BLOCKATTN_JOIN(prefix, name) prefix##name
+#define BLOCKATTN_EXPAND_AND_JOIN(prefix, name) BLOCKATTN_JOIN(prefix, name)
+#define BLOCKATTN_ABI BLOCKATTN_EXPAND_AND_JOIN(abi_0_calls_, BLOCKATTN_ERROR_HANDLER)
+#else
 #define BLOCKATTN_ABI abi_0_terminates
+#endif
+#endif
+
+// Kernels are named by their xsimd arch, which does not tell whether the machine multiplies bf16.
+#ifdef __AVX512BF16__
+#define BLOCKATTN_CPU_ABI multiplies_bf16
+#else
+#define BLOCKATTN_CPU_ABI widens_bf16
 #endif

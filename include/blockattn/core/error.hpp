@@ -49,7 +49,8 @@ std::string sentence(const Parts&... parts) {
 
 /// Reports a failed check: throws `error`, or without exceptions calls
 /// BLOCKATTN_ERROR_HANDLER(message) when the translation unit defines that macro as the name of a
-/// `[[noreturn]]` function, else std::abort.
+/// global `[[noreturn]]` function. Without either a failed check ends the program with std::abort:
+/// engines that compile without exceptions define the handler.
 template <class... Parts>
 [[noreturn]] void fail([[maybe_unused]] const Parts&... parts) {
 #if BLOCKATTN_HAS_EXCEPTIONS

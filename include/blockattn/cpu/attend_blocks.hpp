@@ -6,7 +6,7 @@
 #include <blockattn/cpu/head_dims.hpp>
 #include <blockattn/cpu/run_job.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// Checks an attend_blocks call and cuts it into tasks. Throws what `attend_blocks` throws.
 /// O(segments).
@@ -30,7 +30,8 @@ attend_job<Q, K, V, O, Arch> prepare_attend_blocks(const attend_arguments<Q, K, 
 /// rewritten (turning is free for one query and costs 3 head_dim flops for each query row and
 /// segment otherwise; where keys are fewer, they are turned while packed). Rows of q outside all
 /// sequences are left alone. A row that sees nothing gets o = 0, lse = -inf (or its sink logit).
-/// Arithmetic is fp32 (fp64 for fp64 tensors); the result has the same bits for every executor.
+/// Arithmetic is fp32 (fp64 for fp64 tensors); the result has the same bits for every executor (the
+/// sizes of the other sequences of a call decide where long keys are cut, and so the last bits).
 /// Throws `error` on shapes that disagree, overlapping query ranges, a query_shift without
 /// options.rope, weights that differ within a partition, bad numbers, a small or misaligned
 /// workspace; nothing has been written then. Work: 2 (head_dim + value_dim) flops per visible pair
@@ -67,4 +68,4 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   run_job("cpu::attend_blocks", job, workers, workspace.bytes());
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

@@ -6,7 +6,7 @@
 #include <blockattn/cpu/segment_tile.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// A checked attend_blocks call, cut into tasks; run it like a forward_job.
 /// Phase 0 (one task) writes the table of work, phase 1 attends, phase 2 merges the partial states
@@ -26,17 +26,16 @@ class attend_job {
         kv_heads_(kv_heads),
         group_(arguments.q.heads / kv_heads) {
     index_t most_rows = 0;
-    index_t most_keys = 0;
-    index_t row_tasks = 0;
+    index_t keys_by_tiles = 0;
     for (const auto& sequence : arguments.sequences) {
       const index_t rows = sequence.queries.size() * group_;
       const detail::segment_list list(sequence);
       most_rows = std::max(most_rows, rows);
-      most_keys = std::max(most_keys, list.keys(0, list.size()));
-      row_tasks += kv_heads * ceil_divide(rows, tile::most_rows(arguments.q.head_dim));
+      keys_by_tiles += kv_heads * ceil_divide(rows, tile::most_rows(arguments.q.head_dim)) *
+                       list.keys(0, list.size());
     }
     tile_rows_ = std::min(most_rows, tile::most_rows(arguments.q.head_dim));
-    chunk_keys_ = detail::keys_per_chunk(row_tasks, most_keys);
+    chunk_keys_ = detail::keys_per_chunk(keys_by_tiles);
     index_t most_chunks = 0;
     const detail::sequence_work end =
         for_each_sequence([&](const detail::sequence_work& work, index_t /*sequence*/) {
@@ -252,4 +251,4 @@ class attend_job {
   index_t worker_size_ = 0;
 };
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

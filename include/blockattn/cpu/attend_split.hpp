@@ -8,7 +8,7 @@
 /// How attend_blocks is cut: by shape alone, never by the number of threads, so that results have
 /// the same bits.
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// One sequence's keys on one axis: its segments in order, then the tail as the last segment.
 template <class K, class V>
@@ -70,15 +70,13 @@ inline index_t count_chunks(const segment_list<K, V>& list, index_t chunk_keys) 
   return count;
 }
 
-/// Keys per task when `row_tasks` tasks exist without cutting the keys: whole sequences when that
-/// feeds many threads, else so that about 16 tasks come out, but at least 512 keys each, below
-/// which the merge would show.
-constexpr index_t keys_per_chunk(index_t row_tasks, index_t most_keys) noexcept {
+/// Most keys of one task, when `work` is the sum over row tiles of the keys that each meets: a
+/// sixteenth of the work, so that no task holds up many threads, but at least 512 keys, below which
+/// the merge would show.
+constexpr index_t keys_per_chunk(index_t work) noexcept {
   constexpr index_t enough_tasks = 16;
   constexpr index_t fewest_keys = 512;
-  if (row_tasks >= enough_tasks || row_tasks == 0) return std::max(most_keys, fewest_keys);
-  const index_t cuts = ceil_divide(enough_tasks, row_tasks);
-  return std::max(fewest_keys, round_up(ceil_divide(most_keys, cuts), 64));
+  return std::max(fewest_keys, round_up(ceil_divide(work, enough_tasks), 64));
 }
 
 /// Where one sequence's tasks and partial states begin.
@@ -90,4 +88,4 @@ struct sequence_work {
   index_t first_merge = 0;  ///< merge tasks, one per query; meaningful when chunks > 1
 };
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

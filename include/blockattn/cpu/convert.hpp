@@ -4,7 +4,7 @@
 #include <blockattn/core/storage.hpp>
 #include <blockattn/cpu/simd.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// `lanes` stored values as accumulators. Exact.
 template <class C, class Arch, class T>
@@ -39,10 +39,15 @@ inline void load_row(const T* in, index_t count, C factor, C* out) noexcept {
   for (; i < count; ++i) out[i] = factor * static_cast<C>(load_scalar(in[i]));
 }
 
-/// out[i] = factor * in[i], rounded once to the storage type, for i < count.
+/// out[i] = factor * in[i], rounded once to the storage type, for i < count. Factor 0 stores 0,
+/// also where `in` is not finite.
 template <class Arch, class T, class C>
 inline void store_row(const C* in, index_t count, C factor, T* out) noexcept {
+  if (factor == 0) {
+    for (index_t i = 0; i < count; ++i) store_scalar(out[i], C(0));
+    return;
+  }
   for (index_t i = 0; i < count; ++i) store_scalar(out[i], factor * in[i]);
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

@@ -5,7 +5,7 @@
 #include <blockattn/cpu/head_dims.hpp>
 #include <blockattn/cpu/run_job.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// Checks a forward call and cuts it into tasks; see forward_job for how to run them. Throws what
 /// `forward` throws. Allocates nothing, computes nothing. O(plans).
@@ -20,6 +20,12 @@ forward_job<Q, K, V, O, Arch> prepare_forward(const forward_arguments<Q, K, V, O
   detail::check_head_dim(function, "v", arguments.v.head_dim);
   return {arguments, plans, options};
 }
+
+/// Refused: the job would outlive the plan. Keep the plan while the job runs.
+template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
+forward_job<Q, K, V, O, Arch> prepare_forward(const forward_arguments<Q, K, V, O>& arguments,
+                                              tile_plan&& plan,
+                                              const attention_options& options = {}) = delete;
 
 /// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled: no n
 /// x n memory.
@@ -69,4 +75,4 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
   run_job("cpu::forward", job, workers, workspace.bytes());
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

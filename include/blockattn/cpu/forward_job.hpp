@@ -8,7 +8,7 @@
 #include <blockattn/plan/plan_set.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 namespace detail {
 
@@ -147,12 +147,21 @@ class forward_job {
         std::fill_n(packed_values + p + first * tile::width, steps * tile::width, panel{});
       }
     }
-    for (const tile_plan& plan : plans_.plans()) {
-      for (const index_range& seen : plan.seen_keys()) {
+    for (index_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
+      if (is_planned_before(head, kv_head)) continue;
+      for (const index_range& seen : plans_.of_head(head).seen_keys()) {
         detail::pack_values<panel, Arch>(arguments_.v, kv_head, intersect(seen, keys), 0,
                                          value_steps_, packed_values);
       }
     }
+  }
+
+  /// True when an earlier head of the same kv head has the same plan.
+  bool is_planned_before(index_t head, index_t kv_head) const noexcept {
+    for (index_t other = kv_head * group_; other < head; ++other) {
+      if (plans_.plan_index(other) == plans_.plan_index(head)) return true;
+    }
+    return false;
   }
 
   void attend(index_t head,
@@ -259,4 +268,4 @@ class forward_job {
   index_t shared_size_ = 0;
 };
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

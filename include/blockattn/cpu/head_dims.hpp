@@ -4,7 +4,7 @@
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/index.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// Largest head dimension of q, k, v and o; all are multiples of 8.
 inline constexpr index_t max_head_dim = 256;
@@ -18,4 +18,4 @@ inline void check_head_dim(const char* function, const char* name, index_t head_
 }
 
 }  // namespace detail
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

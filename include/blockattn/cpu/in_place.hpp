@@ -7,7 +7,7 @@
 /// Few query rows over many keys: k and v are read once, where they lie, instead of being packed.
 /// Bound by memory.
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// scores[r * score_stride + j] = q_r . k_j for Rows rows and Keys keys; Rows * Keys sums stay in
 /// registers.
@@ -101,4 +101,4 @@ inline void score_in_place(index_t rows,
   if (rows - row == 1) sweep(std::integral_constant<int, 1>{}, row);
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

@@ -6,7 +6,7 @@
 #include <blockattn/cpu/simd.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// A checked merge call, cut into tasks; run it like a forward_job.
 template <class P, class O, class Arch>
@@ -103,4 +103,4 @@ void merge(const merge_arguments<P, O>& arguments, Executor&& workers = Executor
   run_job("cpu::merge", job, workers, workspace.bytes());
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

@@ -5,7 +5,7 @@
 #include <blockattn/cpu/simd.hpp>
 #include <cstdint>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// Two bfloat16 that are multiplied with two others and summed into one fp32 by VDPBF16PS. `first`
 /// is the lower half.
@@ -131,4 +131,4 @@ inline void multiply_panel(index_t rows,
   }
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

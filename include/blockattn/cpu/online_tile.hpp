@@ -6,7 +6,7 @@
 #include <blockattn/cpu/tile_softmax.hpp>
 #include <numbers>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// Sizes of a worker's query tile; the same numbers lay out its memory and index it.
 struct online_tile_sizes {
@@ -105,6 +105,10 @@ class online_tile {
       for (index_t row = group(g).begin; row < group(g).end; ++row) {
         C* s = score_row(row);
         const index_t count = runs_of(row, runs_);
+        if (count == 0) {
+          clear_weights<Panel, Arch, C>(range, weight_row(row));
+          continue;
+        }
         if (transform_.cap_inner > 0) cap_scores<C, Arch>(s, range, transform_);
         hide_columns(s, range, {runs_, static_cast<std::size_t>(count)});
         const row_update<C> update = softmax_row<Panel, Arch>(s, range, transform_.scale_log2,
@@ -152,7 +156,7 @@ class online_tile {
     // count.
     using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
     const C sum = row_sum_[row];
-    const bool empty = !(sum > 0);
+    const bool empty = sum == 0;  // the largest weight of a row is 1; NaN is not empty
     return {o_ + row * o_stride_, empty ? C(0) : 1 / sum,
             empty ? -std::numeric_limits<C>::infinity()
                   : static_cast<C>(row_max_[row] * std::numbers::ln2_v<wide> + std::log(sum))};
@@ -210,4 +214,4 @@ class online_tile {
   index_range* runs_ = nullptr;
 };
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

@@ -14,7 +14,7 @@
 /// - Keys: panels of panel_width keys, each [steps of head_dim][panel_width] (K transposed).
 /// - Values: panels of panel_width columns, each [steps of keys][panel_width].
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// Panel elements that cover `values` along the summed dimension.
 template <class Panel, class Arch>
@@ -112,18 +112,19 @@ inline void pack_values(const heads_view<const T>& v,
   }
 }
 
-/// One row of q as Panel, times `factor` (+1 or -1: exact).
+/// One row of q as Panel, times `factor` (1, -1 or 0: exact).
 template <class Panel, class Arch, class T, class C>
 inline void pack_row(const T* in, index_t count, C factor, Panel* out) noexcept {
   if constexpr (operand<Panel, Arch>::values_per_step == 1) {
     load_row<Arch>(in, count, factor, out);
   } else {
     const std::uint16_t flip = factor < 0 ? 0x8000U : 0U;
+    const std::uint16_t keep = factor == 0 ? 0U : 0xffffU;
     for (index_t t = 0; t < steps_for<Panel, Arch>(count); ++t) {
-      out[t] = {{static_cast<std::uint16_t>(bits16(in[2 * t]) ^ flip)},
-                {static_cast<std::uint16_t>(bits16(in[2 * t + 1]) ^ flip)}};
+      out[t] = {{static_cast<std::uint16_t>((bits16(in[2 * t]) ^ flip) & keep)},
+                {static_cast<std::uint16_t>((bits16(in[2 * t + 1]) ^ flip) & keep)}};
     }
   }
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

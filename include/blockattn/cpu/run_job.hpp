@@ -4,7 +4,7 @@
 #include <blockattn/core/executor.hpp>
 #include <blockattn/core/workspace.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// Bytes that `job` needs for up to `concurrency` workers.
 template <class Job>
@@ -29,4 +29,4 @@ void run_job(const char* function,
   }
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

@@ -7,7 +7,7 @@
 #include <blockattn/cpu/online_tile.hpp>
 #include <blockattn/rope/rotate_row.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// Which rows a task takes: row r is query r / group of the sequence in head kv_head * group + r %
 /// group, so the heads of a GQA group share every key that is read.
@@ -317,4 +317,4 @@ class segment_tile {
   C q_sign_ = 1;
 };
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

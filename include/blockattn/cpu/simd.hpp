@@ -23,10 +23,11 @@
 /// \file
 /// What the kernels need beyond xsimd 8.1, written so that current xsimd (reduce_add, reduce_max)
 /// compiles too. Every function carries the arch in its type, so translation units built for
-/// different machines never share a symbol. Calls of reduce_add and reduce_max name their namespace:
-/// current xsimd has functions of the same names, which argument-dependent lookup would find.
+/// different machines never share a symbol. Calls of reduce_add and reduce_max name their
+/// namespace: current xsimd has functions of the same names, which argument-dependent lookup would
+/// find.
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// The best instruction set that the translation unit is compiled for.
 using default_arch = xsimd::default_arch;
@@ -143,7 +144,7 @@ inline vector<double, Arch> exp2_fraction(const vector<double, Arch>& f) noexcep
 }
 
 /// 2^x for x <= 0, exactly 0 for x below the smallest normal exponent, -inf included: a hidden pair
-/// weighs nothing.
+/// weighs nothing. NaN stays NaN.
 template <class C, class Arch>
 inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
   using v = vector<C, Arch>;
@@ -152,23 +153,23 @@ inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
   // The mask takes the place of a clamp: scalef alone would give subnormal weights, which the other
   // machines do not have, and no lane computes -inf - -inf.
   if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
-    const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_GE_OQ);
+    const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_NLT_UQ);
     const v whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const v fraction = _mm512_maskz_sub_ps(seen, x, whole);
     return _mm512_maskz_scalef_ps(seen, exp2_fraction<Arch>(fraction), whole);
   }
   if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) {
-    const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_GE_OQ);
+    const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_NLT_UQ);
     const v whole = _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const v fraction = _mm512_maskz_sub_pd(seen, x, whole);
     return _mm512_maskz_scalef_pd(seen, exp2_fraction<Arch>(fraction), whole);
   }
 #endif
-  const v clamped = xsimd::max(x, v(smallest));
+  const v clamped = xsimd::max(v(smallest), x);  // the machine's max returns its second on NaN
   const v whole = xsimd::nearbyint(clamped);
   const v value = xsimd::ldexp(exp2_fraction<Arch>(v(clamped - whole)), xsimd::to_int(whole));
   return xsimd::select(x < v(smallest), v(C(0)), value);
 }
 
 }  // namespace detail
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// The slices that meet one partial tile, by number.
 struct tile_slices {
@@ -59,4 +59,4 @@ inline index_t sorted_runs(const tile_slices& slices,
   return count;
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

@@ -3,7 +3,7 @@
 
 #include <blockattn/plan/tile_plan.hpp>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// The tile shape that `forward` runs best with for tensors of T; any other shape is correct.
 /// 64 x 256: scores of 64 KiB and a 128 KiB key tile (head_dim 128, fp32) share an L2 of 1 MiB.
@@ -14,4 +14,4 @@ constexpr tile_shape tile_shape_for(index_t head_dim) noexcept {
   return {head_dim <= 64 ? 128 : 64, 256};
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

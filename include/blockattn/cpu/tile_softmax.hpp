@@ -9,29 +9,31 @@
 #include <numbers>
 #include <span>
 
-namespace blockattn::inline BLOCKATTN_ABI::cpu::detail {
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
 /// From a product S = q.k to the base-2 logarithm of a weight: scale_log2 * S, or with softcap
-/// first S <- tanh(cap_inner * S) and then scale_log2 * S. scale_log2 > 0: a negative scale flips
-/// the sign of q.
+/// first S <- tanh(cap_inner * S) and then scale_log2 * S. scale_log2 > 0: the sign of the scale,
+/// or its being 0, goes into q.
 template <class C>
 struct score_transform {
   C scale_log2 = 1;
   C cap_inner = 0;  ///< |scale| / softcap; 0 = no softcap
-  C q_sign = 1;
+  C q_sign = 1;     ///< -1, 0 or 1
 
   /// For the score score_scale * softcap(scale * S). Where |scale| / softcap is no normal number
-  /// (scale = 0 is the usual case) the cap bends nothing and is left out.
+  /// the cap bends nothing and is left out.
   static score_transform from(double scale, double softcap, double score_scale = 1) noexcept {
     const auto inner = static_cast<C>(softcap > 0 ? std::abs(scale) / softcap : 0);
     const bool capped = inner >= std::numeric_limits<C>::min();
     const double outer =
         std::numbers::log2e * std::abs(score_scale) * (capped ? softcap : std::abs(scale));
-    return {// 0 * -inf of a hidden column would be NaN: the smallest normal number stands for a
-            // scale of 0.
-            .scale_log2 = std::max(static_cast<C>(outer), std::numeric_limits<C>::min()),
+    const auto scale_log2 = static_cast<C>(outer);
+    // 0 * -inf of a hidden column would be NaN: a factor of 0 is moved into q.
+    const bool vanishes = scale_log2 < std::numeric_limits<C>::min();
+    const C sign = (scale < 0) != (score_scale < 0) ? C(-1) : C(1);
+    return {.scale_log2 = vanishes ? C(1) : scale_log2,
             .cap_inner = capped ? inner : C(0),
-            .q_sign = scale * score_scale < 0 ? C(-1) : C(1)};
+            .q_sign = vanishes ? C(0) : sign};
   }
 };
 
@@ -85,9 +87,16 @@ struct weight_writer<bf16_pair, Arch> {
 };
 #endif
 
-/// weights_j = 2^(scale * s_j - m) with m = max(row_max, max_j scale * s_j). `columns` is a
-/// multiple of the vector in both ends. Hidden columns (-inf) get exactly 0, also in a row where
-/// nothing is visible.
+/// The weights of a row that sees none of the columns: 0.
+template <class Panel, class Arch, class C>
+inline void clear_weights(const index_range& columns, Panel* weights) noexcept {
+  for (index_t j = columns.begin; j < columns.end; j += lanes<C, Arch>)
+    weight_writer<Panel, Arch>::write(weights, j, vector<C, Arch>(C(0)));
+}
+
+/// weights_j = 2^(scale * s_j - m) with m = max(row_max, max_j scale * s_j), for a row that sees at
+/// least one column. `columns` is a multiple of the vector in both ends. Hidden columns (-inf) get
+/// exactly 0. A NaN, or a score beyond the range of C, makes the row's sum NaN.
 template <class Panel, class Arch, class C>
 inline row_update<C> softmax_row(
     const C* s, const index_range& columns, C scale, C row_max, Panel* weights) noexcept {
@@ -104,11 +113,6 @@ inline row_update<C> softmax_row(
   for (; j < columns.end; j += step) largest[0] = xsimd::max(largest[0], v::load_unaligned(s + j));
   const C tile_max = detail::reduce_max<C, Arch>(
       xsimd::max(xsimd::max(largest[0], largest[1]), xsimd::max(largest[2], largest[3])));
-  if (!(tile_max > -infinity)) {  // nothing visible in this tile
-    for (j = columns.begin; j < columns.end; j += step)
-      weight_writer<Panel, Arch>::write(weights, j, v(C(0)));
-    return {row_max, C(0), C(1)};
-  }
   // The difference first: the largest key weighs exactly 1, so a row that sees one key returns its
   // value to the last bit.
   const C tile_top = scale * tile_max;
@@ -141,4 +145,4 @@ inline void scale_row(C* row, index_t count, C factor) noexcept {
   }
 }
 
-}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::detail
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

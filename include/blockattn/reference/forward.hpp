@@ -24,8 +24,9 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
   const auto& [q, k, v, o, lse, sink_logits] = arguments;
   blockattn::detail::check_forward("reference::forward", arguments, options);
   blockattn::detail::require(mask.query_tokens() == q.tokens && mask.key_tokens() == k.tokens,
-                             "reference::forward: the mask is for ", mask.query_tokens(), " queries x ",
-                             mask.key_tokens(), " keys, q and k have ", q.tokens, " and ", k.tokens, " tokens");
+                             "reference::forward: the mask is for ", mask.query_tokens(),
+                             " queries x ", mask.key_tokens(), " keys, q and k have ", q.tokens,
+                             " and ", k.tokens, " tokens");
   using accumulator_type = accumulator_t<Q, K, V, O>;
   using real = std::conditional_t<std::is_same_v<accumulator_type, double>, long double, double>;
   const auto scale = static_cast<real>(blockattn::detail::resolved_scale(options, q.head_dim));
@@ -69,12 +70,12 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
       // Pass 3: normalise. An empty row keeps sum = 0 and lse = -inf.
       for (index_t t = 0; t < v.head_dim; ++t) {
         const real value =
-            denominator > 0 ? sum[static_cast<std::size_t>(t)] / denominator : real(0);
+            denominator != 0 ? sum[static_cast<std::size_t>(t)] / denominator : real(0);
         store_scalar(o.row(i, head)[t], static_cast<accumulator_type>(value));
       }
       if (lse) {
         lse.at(i, head) = static_cast<accumulator_type>(
-            denominator > 0 ? largest + std::log(denominator) : -infinity);
+            denominator != 0 ? largest + std::log(denominator) : -infinity);
       }
     }
   }

@@ -26,7 +26,7 @@ inline constexpr double max_rope_position = 0x1p52;
 class rope {
  public:
   /// O(rotary_dim). Errors: sizes, factors or list lengths outside the limits that rope_options
-  /// states; theta together with frequencies; NTK or YaRN without theta; length-dependent scaling.
+  /// states; theta together with frequencies; length-dependent scaling.
   explicit rope(const rope_options& options)
       : head_dim_(options.head_dim),
         rotary_dim_(options.rotary_dim.value_or(options.head_dim)),

@@ -1,7 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/core/heads_view.hpp>
+#include <blockattn/core/view_checks.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <cmath>
 #include <span>
@@ -16,16 +16,13 @@ void check_rope_rows(const char* function,
                      const rope& rotation,
                      const heads_view<In>& in,
                      const heads_view<Out>& out) {
-  require(in.tokens >= 0 && in.heads >= 0, function, ": rows have negative size (", in.tokens, ", ",
-          in.heads, ", ", in.head_dim, ")");
+  check_view(function, "in", in);
+  check_output_view(function, "out", out);
   require(in.tokens == out.tokens && in.heads == out.heads && in.head_dim == out.head_dim, function,
           ": in is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ") but out is (", out.tokens,
           ", ", out.heads, ", ", out.head_dim, ")");
   require(in.head_dim == rotation.head_dim(), function, ": rows have head_dim ", in.head_dim,
           " but the rope was made for ", rotation.head_dim());
-  const bool empty = in.tokens == 0 || in.heads == 0;
-  require(empty || (in.data != nullptr && out.data != nullptr), function,
-          ": data is null but the size is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ")");
 }
 
 inline void check_rope_position(const char* function,

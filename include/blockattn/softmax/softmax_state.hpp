@@ -63,7 +63,7 @@ template <class Arch = void, std::floating_point T>
 T merge_weights(std::span<const T> lse, std::span<T> weights) noexcept {
   constexpr T nothing = -std::numeric_limits<T>::infinity();
   T largest = nothing;
-  for (const T value : lse) largest = std::max(largest, value);
+  for (const T value : lse) largest = value > largest || std::isnan(value) ? value : largest;
   if (largest == nothing) {
     std::fill(weights.begin(), weights.end(), T{0});
     return nothing;
