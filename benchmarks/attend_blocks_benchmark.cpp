@@ -12,20 +12,13 @@
 #include <random>
 
 #include "support/fma_peak.hpp"
+#include "support/normal_values.hpp"
 #include "support/read_rate.hpp"
 
 namespace {
 
 using namespace blockattn;
 using namespace blockattn_benchmark;
-
-template <class T>
-std::vector<T> normal_values(index_t count, std::mt19937_64& random) {
-  std::normal_distribution<float> normal;
-  std::vector<T> values(static_cast<std::size_t>(count));
-  for (T& value : values) store_scalar(value, normal(random));
-  return values;
-}
 
 template <class KV>
 void attend_blocks(benchmark::State& state) {

@@ -17,6 +17,7 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "support/fma_peak.hpp"
+#include "support/normal_values.hpp"
 
 namespace {
 
@@ -36,14 +37,6 @@ block_layout ragged_layout(index_t tokens, std::mt19937_64& random) {
   }
   lengths.push_back(final_block);
   return block_layout::from_lengths(lengths);
-}
-
-template <class T>
-std::vector<T> normal_values(index_t count, std::mt19937_64& random) {
-  std::normal_distribution<float> normal;
-  std::vector<T> values(static_cast<std::size_t>(count));
-  for (T& value : values) store_scalar(value, normal(random));
-  return values;
 }
 
 template <class T>

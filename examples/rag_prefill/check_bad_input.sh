@@ -33,7 +33,7 @@ printf 'A document that is much too long.\n%.0s' $(seq 9000) >"$folder/long.txt"
 head -c 4 "$model" >"$folder/magic.gguf"
 head -c 100000 "$model" >"$folder/metadata.gguf"
 head -c 20000000 "$model" >"$folder/tensors.gguf"
-{ printf 'XXXX' && tail -c +5 "$folder/metadata.gguf"; } >"$folder/other.gguf"
+{ printf 'JUNK' && tail -c +5 "$folder/metadata.gguf"; } >"$folder/other.gguf"
 
 refuse "missing model" none.gguf --model "$folder/none.gguf"
 for cut in empty magic metadata tensors other; do
