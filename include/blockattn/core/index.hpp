@@ -11,7 +11,7 @@ using index_t = std::int64_t;
 
 /// ceil(value / divisor) for value >= 0 and divisor > 0.
 constexpr index_t ceil_divide(index_t value, index_t divisor) noexcept {
-  return (value + divisor - 1) / divisor;
+  return value / divisor + (value % divisor != 0 ? 1 : 0);  // the sum could overflow
 }
 
 /// The smallest multiple of `multiple` that is >= value, for value >= 0 and multiple > 0.
