@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rope/rope_variants.hpp"
+#include "support/unit_roundoff.hpp"
 
 namespace blockattn_test {
 
@@ -153,21 +154,6 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
   return row;
 }
 
-/// Unit roundoff of a storage type.
-template <class T>
-constexpr double storage_roundoff() {
-  switch (format_of<T>) {
-    case storage_format::fp64:
-      return 0x1p-53;
-    case storage_format::fp32:
-      return 0x1p-24;
-    case storage_format::fp16:
-      return 0x1p-11;
-    default:
-      return 0x1p-8;
-  }
-}
-
 /// Largest error of a call's outputs as a multiple of the bound: at most 1 is right, infinity when
 /// something is NaN or a row that sees nothing is not exactly (0, -inf).
 template <class Q, class K, class V, class O>
@@ -193,7 +179,7 @@ double largest_attend_error(const attend_arguments<Q, K, V, O>& arguments,
                row.o_bound[t] +
                    (row.lse == -std::numeric_limits<real>::infinity()
                         ? 0
-                        : static_cast<real>(storage_roundoff<O>()) * std::abs(row.o[t]) + tiny));
+                        : static_cast<real>(unit_roundoff<O>()) * std::abs(row.o[t]) + tiny));
         }
         if (!arguments.lse) continue;
         const auto found = static_cast<real>(arguments.lse.at(token, head));

@@ -7,23 +7,9 @@
 
 #include "support/attention_case.hpp"
 #include "support/catch.hpp"
+#include "support/unit_roundoff.hpp"
 
 namespace blockattn_test {
-
-/// Relative error of one rounding to the storage type.
-template <class T>
-constexpr double unit_roundoff() {
-  switch (format_of<T>) {
-    case storage_format::fp64:
-      return 0x1p-53;
-    case storage_format::fp32:
-      return 0x1p-24;
-    case storage_format::fp16:
-      return 0x1p-11;
-    default:
-      return 0x1p-8;
-  }
-}
 
 /// A contiguous fp64 copy, token-major; NaN stays NaN.
 template <class T>

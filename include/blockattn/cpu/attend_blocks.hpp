@@ -33,10 +33,11 @@ attend_job<Q, K, V, O, Arch> prepare_attend_blocks(const attend_arguments<Q, K, 
 /// Arithmetic is fp32 (fp64 for fp64 tensors); the result has the same bits for every executor (the
 /// sizes of the other sequences of a call decide where long keys are cut, and so the last bits).
 /// Throws `error` on shapes that disagree, overlapping query ranges, a query_shift without
-/// options.rope, weights that differ within a partition, bad numbers, a small or misaligned
-/// workspace; nothing has been written then. Work: 2 (head_dim + value_dim) flops per visible pair
-/// and head. Memory traffic: every key and value once per tile of 96 or 192 rows (queries x heads
-/// of the GQA group). Workspace: workspace_size(prepare_attend_blocks(...), concurrency).
+/// options.rope, partitions that decrease or whose weights differ, bad numbers, a small or
+/// misaligned workspace; nothing has been written then. Work: 2 (head_dim + value_dim) flops per
+/// visible pair and head. Memory traffic: every key and value once per tile of 96 or 192 rows
+/// (queries x heads of the GQA group). Workspace: workspace_size(prepare_attend_blocks(...),
+/// concurrency).
 template <class Q = float,
           class K = Q,
           class V = K,
