@@ -42,12 +42,15 @@
 
 #include <blockattn/attention/arguments.hpp>
 #include <blockattn/attention/attend_arguments.hpp>
+#include <blockattn/attention/backward_arguments.hpp>
 #include <blockattn/attention/key_segment.hpp>
 #include <blockattn/attention/merge_arguments.hpp>
 
+#include <blockattn/reference/backward.hpp>
 #include <blockattn/reference/forward.hpp>
 
 #include <blockattn/cpu/attend_blocks.hpp>
+#include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
 #include <blockattn/cpu/tile_shape.hpp>

@@ -20,15 +20,15 @@ template <storage_scalar Q = float,
 struct backward_arguments {
   using accumulator_type = accumulator_t<Q, K, V, O, DQ, DK, DV>;
 
-  heads_view<const Q> q;                   ///< (query_tokens, query_heads, head_dim)
-  heads_view<const K> k;                   ///< (key_tokens, kv_heads, head_dim)
-  heads_view<const V> v;                   ///< (key_tokens, kv_heads, value_dim)
-  heads_view<const O> o;                   ///< (query_tokens, query_heads, value_dim), from forward
-  lse_view<const accumulator_type> lse;    ///< (query_tokens, query_heads), from forward; required
-  heads_view<const O> d_o;                 ///< (query_tokens, query_heads, value_dim)
-  heads_view<DQ> d_q;                      ///< (query_tokens, query_heads, head_dim), written
-  heads_view<DK> d_k;                      ///< (key_tokens, kv_heads, head_dim), written
-  heads_view<DV> d_v;                      ///< (key_tokens, kv_heads, value_dim), written
+  heads_view<const Q> q;                 ///< (query_tokens, query_heads, head_dim)
+  heads_view<const K> k;                 ///< (key_tokens, kv_heads, head_dim)
+  heads_view<const V> v;                 ///< (key_tokens, kv_heads, value_dim)
+  heads_view<const O> o;                 ///< (query_tokens, query_heads, value_dim), from forward
+  lse_view<const accumulator_type> lse;  ///< (query_tokens, query_heads), from forward; required
+  heads_view<const O> d_o;               ///< (query_tokens, query_heads, value_dim)
+  heads_view<DQ> d_q;                    ///< (query_tokens, query_heads, head_dim), written
+  heads_view<DK> d_k;                    ///< (key_tokens, kv_heads, head_dim), written
+  heads_view<DV> d_v;                    ///< (key_tokens, kv_heads, value_dim), written
   /// (query_tokens, query_heads) gradient of lse, where the loss depends on it; optional.
   lse_view<const accumulator_type> d_lse = {};
   /// (query_heads) as forward had them; empty = none. lse then includes them.

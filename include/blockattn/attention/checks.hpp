@@ -14,13 +14,17 @@
 namespace blockattn::inline BLOCKATTN_ABI::detail {
 
 template <class Place, class T>
-void check_lse_view(const Place& place, const lse_view<T>& lse, index_t tokens, index_t heads) {
+void check_lse_view(const Place& place,
+                    const lse_view<T>& lse,
+                    index_t tokens,
+                    index_t heads,
+                    const char* name = "lse") {
   if (!lse) return;
-  require(lse.tokens == tokens && lse.heads == heads, place, ": lse is (", lse.tokens, ", ",
+  require(lse.tokens == tokens && lse.heads == heads, place, ": ", name, " is (", lse.tokens, ", ",
           lse.heads, ") but there are (", tokens, ", ", heads, ") query tokens and heads");
   if constexpr (!std::is_const_v<T>) {  // an output
     require(rows_are_disjoint(tokens, heads, 1, lse.token_stride, lse.head_stride), place,
-            ": entries of lse overlap: token_stride ", lse.token_stride, ", head_stride ",
+            ": entries of ", name, " overlap: token_stride ", lse.token_stride, ", head_stride ",
             lse.head_stride);
   }
 }
@@ -78,14 +82,15 @@ void check_heads(const Place& place,
 
 /// Refuses the aliasing that can be seen at once: an output that begins where an input does whose
 /// other rows are still to be read.
-template <class O, class In>
+template <class Out, class In>
 void check_outputs_apart(const char* function,
-                         const heads_view<O>& o,
+                         const char* out_name,
+                         const heads_view<Out>& out,
                          const char* name,
                          const heads_view<In>& input) {
-  const bool either_is_empty = o.tokens * o.heads == 0 || input.tokens * input.heads == 0;
-  require(either_is_empty || static_cast<const void*>(o.data) != input.data, function, ": o and ",
-          name, " share their memory");
+  const bool either_is_empty = out.tokens * out.heads == 0 || input.tokens * input.heads == 0;
+  require(either_is_empty || static_cast<const void*>(out.data) != input.data, function, ": ",
+          out_name, " and ", name, " share their memory");
 }
 
 /// Tensors against each other. The caller checks them against the axes of its mask or plan.
@@ -101,8 +106,8 @@ void check_forward(const char* function,
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
   check_options<typename forward_arguments<Q, K, V, O>::accumulator_type>(function, options);
-  check_outputs_apart(function, arguments.o, "k", arguments.k);
-  check_outputs_apart(function, arguments.o, "v", arguments.v);
+  check_outputs_apart(function, "o", arguments.o, "k", arguments.k);
+  check_outputs_apart(function, "o", arguments.o, "v", arguments.v);
 }
 
 /// A head's scale factor: the option, or 1 / sqrt(head_dim).

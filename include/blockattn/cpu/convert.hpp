@@ -39,10 +39,24 @@ inline void load_row(const T* in, index_t count, C factor, C* out) noexcept {
   for (; i < count; ++i) out[i] = factor * static_cast<C>(load_scalar(in[i]));
 }
 
-/// out[i] = factor * in[i], rounded once to the storage type, for i < count. Factor 0 stores 0,
-/// also where `in` is not finite.
+/// What happens to a value that stands where a result goes.
+enum class accumulate_mode { assign, add };
+
+/// out[i] (+)= factor * in[i], rounded once to the storage type, for i < count. Factor 0 stores 0
+/// (adds nothing), also where `in` is not finite.
 template <class Arch, class T, class C>
-inline void store_row(const C* in, index_t count, C factor, T* out) noexcept {
+inline void store_row(const C* in,
+                      index_t count,
+                      C factor,
+                      T* out,
+                      accumulate_mode mode = accumulate_mode::assign) noexcept {
+  if (mode == accumulate_mode::add) {
+    if (factor == 0) return;
+    for (index_t i = 0; i < count; ++i) {
+      store_scalar(out[i], static_cast<C>(load_scalar(out[i])) + factor * in[i]);
+    }
+    return;
+  }
   if (factor == 0) {
     for (index_t i = 0; i < count; ++i) store_scalar(out[i], C(0));
     return;

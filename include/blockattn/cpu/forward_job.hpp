@@ -148,20 +148,12 @@ class forward_job {
       }
     }
     for (index_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      if (is_planned_before(head, kv_head)) continue;
+      if (blockattn::detail::is_planned_before(plans_, head, kv_head * group_)) continue;
       for (const index_range& seen : plans_.of_head(head).seen_keys()) {
         detail::pack_values<panel, Arch>(arguments_.v, kv_head, intersect(seen, keys), 0,
                                          value_steps_, packed_values);
       }
     }
-  }
-
-  /// True when an earlier head of the same kv head has the same plan.
-  bool is_planned_before(index_t head, index_t kv_head) const noexcept {
-    for (index_t other = kv_head * group_; other < head; ++other) {
-      if (plans_.plan_index(other) == plans_.plan_index(head)) return true;
-    }
-    return false;
   }
 
   void attend(index_t head,

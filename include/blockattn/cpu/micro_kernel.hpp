@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/core/storage.hpp>
+#include <blockattn/cpu/convert.hpp>
 #include <blockattn/cpu/simd.hpp>
 #include <cstdint>
 
@@ -65,11 +66,12 @@ struct register_tile {
 template <class C, class Arch>
 inline constexpr index_t panel_width = register_tile<Arch>::vectors* lanes<C, Arch>;
 
-enum class accumulate_mode { assign, add };
+/// How the left operand lies: `rows` has step t of row r at a[r * lda + t], `columns` (a transposed
+/// matrix) at a[t * lda + r].
+enum class left_order { rows, columns };
 
-/// c[r][j] (+)= sum over t in [0, steps) of a[r * lda + t] . b[t * ldb + j], r < Rows, j <
-/// panel_width.
-template <class Arch, int Rows, class Panel, class C>
+/// c[r][j] (+)= sum over t in [0, steps) of a(r, t) . b[t * ldb + j], r < Rows, j < panel_width.
+template <class Arch, int Rows, left_order Order = left_order::rows, class Panel, class C>
 inline void multiply_rows(const Panel* a,
                           index_t lda,
                           const Panel* b,
@@ -98,7 +100,8 @@ inline void multiply_rows(const Panel* a,
     const auto b_right = op::load(b + t * ldb + width);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const auto broadcast = op::broadcast(a + r * lda + t);
+      const auto broadcast =
+          op::broadcast(Order == left_order::rows ? a + r * lda + t : a + t * lda + r);
       left[r] = op::multiply_add(broadcast, b_left, left[r]);
       right[r] = op::multiply_add(broadcast, b_right, right[r]);
     }
@@ -112,7 +115,11 @@ inline void multiply_rows(const Panel* a,
 
 /// The same for any number of rows from 1 to register_tile<Arch>::rows, each with a kernel of its
 /// own: few rows over many keys read b once.
-template <class Arch, int Rows = register_tile<Arch>::rows, class Panel, class C>
+template <class Arch,
+          left_order Order = left_order::rows,
+          int Rows = register_tile<Arch>::rows,
+          class Panel,
+          class C>
 inline void multiply_panel(index_t rows,
                            const Panel* a,
                            index_t lda,
@@ -124,9 +131,9 @@ inline void multiply_panel(index_t rows,
                            accumulate_mode mode) noexcept {
   if constexpr (Rows > 0) {
     if (rows == Rows) {
-      multiply_rows<Arch, Rows>(a, lda, b, ldb, steps, c, ldc, mode);
+      multiply_rows<Arch, Rows, Order>(a, lda, b, ldb, steps, c, ldc, mode);
     } else {
-      multiply_panel<Arch, Rows - 1>(rows, a, lda, b, ldb, steps, c, ldc, mode);
+      multiply_panel<Arch, Order, Rows - 1>(rows, a, lda, b, ldb, steps, c, ldc, mode);
     }
   }
 }

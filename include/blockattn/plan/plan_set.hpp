@@ -31,6 +31,18 @@ class plan_set {
   std::span<const index_t> head_to_plan_;
 };
 
+namespace detail {
+
+/// True when one of the heads [first_head, head) has the plan of `head`.
+inline bool is_planned_before(const plan_set& plans, index_t head, index_t first_head) noexcept {
+  for (index_t other = first_head; other < head; ++other) {
+    if (plans.plan_index(other) == plans.plan_index(head)) return true;
+  }
+  return false;
+}
+
+}  // namespace detail
+
 /// Checks that every query head has a plan of the right size: at least one plan, all of them over
 /// (query_tokens x key_tokens), and either one plan for all heads or one valid entry of
 /// head_to_plan per query head. Throws `error`, naming `caller`. O(plans + query_heads).

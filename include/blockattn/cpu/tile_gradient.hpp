@@ -1,0 +1,102 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cpu/tile_softmax.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
+
+/// Sum of a[i] * b[i] for i < count, in C.
+template <class Arch, class C, class A, class B>
+inline C dot_row(const A* a, const B* b, index_t count) noexcept {
+  using v = vector<C, Arch>;
+  constexpr index_t step = lanes<C, Arch>;
+  v sums(C(0));
+  index_t i = 0;
+  for (; i + step <= count; i += step) {
+    sums = fmadd<C, Arch>(load_values<C, Arch>(a + i), load_values<C, Arch>(b + i), sums);
+  }
+  C sum = detail::reduce_add<C, Arch>(sums);
+  for (; i < count; ++i) {
+    sum += static_cast<C>(load_scalar(a[i])) * static_cast<C>(load_scalar(b[i]));
+  }
+  return sum;
+}
+
+/// sum[i] += part[i] for i < count, a multiple of the vector.
+template <class Arch, class C>
+inline void add_row(const C* part, index_t count, C* sum) noexcept {
+  using v = vector<C, Arch>;
+  for (index_t i = 0; i < count; i += lanes<C, Arch>) {
+    (v::load_unaligned(sum + i) + v::load_unaligned(part + i)).store_unaligned(sum + i);
+  }
+}
+
+/// What backward knows of a query row before it sees a key.
+template <class C>
+struct row_gradient {
+  C lse_log2 = 0;  ///< base-2 logarithm of the softmax denominator
+  C delta = 0;     ///< d_o . o - d_lse
+};
+
+/// From scores to their gradients, for the columns of one row that a tile computed: with
+/// c = scale_log2 and S the product q.k,
+///   s[j]   <- p = 2^(c S - lse_log2)
+///   d_s[j] <- p (d_s[j] - delta)               d_s comes in as d_o . v
+/// and with softcap, t = tanh(cap_inner S): p = 2^(c t - lse_log2), d_s also times 1 - t^2. No
+/// reductions: lse makes every weight independent. Both ends of `columns` are multiples of the
+/// vector. Columns that the row does not see get any value; clear_columns follows.
+template <class Arch, class C>
+inline void gradient_of_row(C* s,
+                            C* d_s,
+                            const index_range& columns,
+                            const score_transform<C>& transform,
+                            const row_gradient<C>& row) noexcept {
+  using v = vector<C, Arch>;
+  constexpr index_t step = lanes<C, Arch>;
+  const v c(transform.scale_log2);
+  const v offset(-row.lse_log2);
+  const v delta(row.delta);
+  if (transform.cap_inner > 0) {
+    const v inner(transform.cap_inner);
+    for (index_t j = columns.begin; j < columns.end; j += step) {
+      const v t = xsimd::tanh(v::load_unaligned(s + j) * inner);
+      const v p = exp2_nonpositive<C, Arch>(fmadd<C, Arch>(t, c, offset));
+      const v bend = v(C(1)) - t * t;
+      (p * (v::load_unaligned(d_s + j) - delta) * bend).store_unaligned(d_s + j);
+      p.store_unaligned(s + j);
+    }
+    return;
+  }
+  const auto take = [&](index_t j) {
+    const v p = exp2_nonpositive<C, Arch>(fmadd<C, Arch>(v::load_unaligned(s + j), c, offset));
+    (p * (v::load_unaligned(d_s + j) - delta)).store_unaligned(d_s + j);
+    p.store_unaligned(s + j);
+  };
+  index_t j = columns.begin;
+  for (; j + 4 * step <= columns.end; j += 4 * step) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) take(j + u * step);
+  }
+  for (; j < columns.end; j += step) take(j);
+}
+
+/// Sets the columns outside the sorted runs to 0 in both: hidden pairs have no weight and no
+/// gradient. Whatever stood there (NaN of a key that nobody sees) is gone.
+template <class C>
+inline void clear_columns(C* s,
+                          C* d_s,
+                          const index_range& columns,
+                          std::span<const index_range> runs) noexcept {
+  const auto clear = [&](index_t begin, index_t end) {
+    std::fill(s + begin, s + std::max(begin, end), C(0));
+    std::fill(d_s + begin, d_s + std::max(begin, end), C(0));
+  };
+  index_t at = columns.begin;
+  for (const index_range& run : runs) {
+    clear(at, run.begin);
+    at = run.end;
+  }
+  clear(at, columns.end);
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail
