@@ -123,8 +123,8 @@ class backward_job {
     for (index_t head = first_head; head < first_head + group_; ++head) {
       std::fill_n(touched_of(workspace, head, chunk), query_tiles_, static_cast<unsigned char>(0));
     }
-    if (group_ == 0) return;
-    // Heads of a group have key tiles of one size: those of the first serve all.
+    // Heads of a group have key tiles of one size: those of the first serve all. (Without heads
+    // there is one plan, and d_k and d_v are 0.)
     const tile_plan& plan = plans_.of_head(first_head);
     const index_range key_tiles = detail::key_chunk(plan.by_key(), chunk, chunks_);
     for (index_t key_tile = key_tiles.begin; key_tile < key_tiles.end; ++key_tile) {
