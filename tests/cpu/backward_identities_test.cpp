@@ -12,6 +12,13 @@ TEST_CASE("cpu::backward is the change of the loss in fp64") {
       1100, 60, [](random_source& random) { check_backward_differences(cpu_backend{}, random); });
 }
 
+TEMPLATE_TEST_CASE(
+    "a block of one token has no gradient in its query", "", float, double, bfloat16) {
+  for_random_seeds(1150, 6, [](random_source& random) {
+    check_gradient_unit_blocks<TestType>(cpu_backend{}, random);
+  });
+}
+
 TEMPLATE_TEST_CASE("shares of the gradient add up to the whole", "", float, double) {
   for_random_seeds(1200, 20, [](random_source& random) {
     check_gradient_partition<TestType>(cpu_backend{}, random);

@@ -4,6 +4,7 @@
 #include "support/finite_differences.hpp"
 #include "support/forward_identities.hpp"
 #include "support/plain_gradients.hpp"
+#include "support/unit_roundoff.hpp"
 
 /// \file
 /// Identities that the gradient of attention obeys whatever computes it (SEMANTICS.md, section 5,
@@ -118,6 +119,34 @@ void check_gradient_independence(const Backend& backend, random_source& random) 
     if (outside) CHECK(same(before.d_q, after.d_q, s.query_heads * s.head_dim));
     if (outside) CHECK(same(before.d_k, after.d_k, s.kv_heads * s.head_dim));
     CHECK(same(before.d_v, after.d_v, s.kv_heads * s.value_dim) == outside);
+  }
+}
+
+/// Identity 1: a context block of one token has o = v whatever its query and key are: d_q of its
+/// row is exactly 0, and all of its d_o goes to its value when no final block reads it.
+template <class T, class Backend>
+void check_gradient_unit_blocks(const Backend& backend, random_source& random) {
+  const index_t n = random.integer(1, 50);
+  std::vector<index_t> lengths(static_cast<std::size_t>(n), 1);
+  lengths.push_back(0);
+  const plain_inputs<T> in = random_inputs<T>(random, n, n, {.query_heads = 3, .kv_heads = 1});
+  const plain_loss<T> loss = random_loss(random, in, false);
+  const plain_gradients<T> g =
+      run_gradients(backend, in, loss, block_attention_mask(layout_of(lengths)));
+  for (const T& value : g.d_q) CHECK(load_scalar(value) == 0);
+  for (const T& value : g.d_k) CHECK(load_scalar(value) == 0);
+  const index_t dim = in.sizes.value_dim;
+  for (index_t i = 0; i < n; ++i) {
+    for (index_t t = 0; t < dim; ++t) {
+      double sum = 0;
+      for (index_t h = 0; h < 3; ++h) {
+        sum += static_cast<double>(
+            load_scalar(loss.d_o[static_cast<std::size_t>((3 * i + h) * dim + t)]));
+      }
+      const auto value =
+          static_cast<double>(load_scalar(g.d_v[static_cast<std::size_t>(i * dim + t)]));
+      CHECK(std::abs(value - sum) <= gradient_tolerance<T> + unit_roundoff<T>() * std::abs(sum));
+    }
   }
 }
 
