@@ -11,6 +11,7 @@
 #include <blockattn/core/heads_view.hpp>
 #include <blockattn/core/index.hpp>
 #include <blockattn/core/range.hpp>
+#include <blockattn/core/run_job.hpp>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/core/workspace.hpp>
 
