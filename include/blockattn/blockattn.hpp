@@ -53,6 +53,12 @@
 #include <blockattn/cpu/merge.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
 
+#include <blockattn/distill/distillation_loss.hpp>
+#include <blockattn/distill/label_log_probabilities.hpp>
+#include <blockattn/distill/reference_distillation_loss.hpp>
+#include <blockattn/distill/sort_top_k.hpp>
+#include <blockattn/distill/token_weights.hpp>
+
 #include <blockattn/kv/block_key.hpp>
 #include <blockattn/kv/block_storage.hpp>
 #include <blockattn/kv/block_store.hpp>
