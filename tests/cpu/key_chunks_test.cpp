@@ -6,8 +6,8 @@
 #include "support/random_attention_mask.hpp"
 
 using namespace blockattn_test;
-using cpu::detail::key_chunk;
 using cpu::detail::key_chunk_count;
+using cpu::detail::key_tiles_of_chunk;
 
 TEST_CASE("key_chunk_count gives 32 units of work, at most 8 a head and one a tile") {
   CHECK(key_chunk_count(1, 100) == 8);
@@ -36,7 +36,7 @@ TEST_CASE("key_chunks cover every key tile once, in order, with even work") {
     for (index_t chunks = 1; chunks <= 8; ++chunks) {
       index_t next = 0;
       for (index_t c = 0; c < chunks; ++c) {
-        const index_range tiles = key_chunk(by_key, c, chunks);
+        const index_range tiles = key_tiles_of_chunk(by_key, c, chunks);
         CHECK(tiles.begin == next);
         CHECK(tiles.end >= tiles.begin);
         next = tiles.end;

@@ -137,7 +137,7 @@ class backward_job {
     // Heads of a group have key tiles of one size: those of the first serve all. (Without heads
     // there is one plan, and d_k and d_v are 0.)
     const tile_plan& plan = plans_.of_head(first_head);
-    const index_range key_tiles = detail::key_chunk(plan.by_key(), chunk, chunks_);
+    const index_range key_tiles = detail::key_tiles_of_chunk(plan.by_key(), chunk, chunks_);
     for (index_t key_tile = key_tiles.begin; key_tile < key_tiles.end; ++key_tile) {
       const index_range keys = plan.key_tile(key_tile);
       pack_keys(work, kv_head, keys);
