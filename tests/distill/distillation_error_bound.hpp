@@ -11,8 +11,8 @@ namespace blockattn_test {
 /// What rounding can do to one token's loss and gradient, to first order in the unit roundoff u of
 /// the accumulator. With x_v the exponent of 2 of a probability relative to its row's largest:
 /// - x_v carries two roundings and that of the scale, and relative to a running reference no more:
-///   3 u |x_v|. 2^x is good to 2 u; a sum over a chunk adds `additions` u; products and factors up
-///   to 6 u. So a probability is wrong by delta_v = u (3 |x_v| + additions + 8) before it is
+///   3 u |x_v|. 2^x is good to 3 u; a sum over a chunk adds `additions` u; products and factors up
+///   to 5 u. So a probability is wrong by delta_v = u (3 |x_v| + additions + 8) before it is
 ///   normalised, and its row's log-sum by A = the mean of delta under the same distribution.
 /// - Everything else depends on log p and log q with derivatives of at most 1 each. With B the
 /// error

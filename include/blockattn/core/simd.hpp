@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/core/index.hpp>
+#include <cstdint>
 #include <type_traits>
 
 // GCC 12 warns of the undefined registers inside its own AVX-512 intrinsics (GCC bug 105593),
@@ -166,6 +167,36 @@ inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
   const v whole = xsimd::nearbyint(clamped);
   const v value = xsimd::ldexp(exp2_fraction<Arch>(v(clamped - whole)), xsimd::to_int(whole));
   return xsimd::select(x < v(smallest), v(C(0)), value);
+}
+
+/// exp2_nonpositive, good to 1.1 units in the last place instead of 0.6, in 3/4 of the time where a
+/// table of 16 fits a register: for loops that do little else.
+template <class C, class Arch>
+inline vector<C, Arch> exp2_nonpositive_by_table(const vector<C, Arch>& x) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
+    // The bits of 2^(i / 16), less i << 19, which is what shifting 16 x + i to the exponent leaves
+    // in the mantissa.
+    alignas(64) static constexpr std::uint32_t table[16] = {
+        0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+        0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+        0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+    constexpr float magic = 0x1.8p19F;  // its last digit is 1/16
+    using v = vector<float, Arch>;
+    const __mmask16 seen = _mm512_cmp_ps_mask(x, v(-126.0F), _CMP_NLT_UQ);
+    const v shifted = x + v(magic);
+    const v fraction = _mm512_maskz_sub_ps(seen, x, v(shifted - v(magic)));  // at most 1/32
+    const __m512i sixteenths = _mm512_castps_si512(shifted);
+    const v power = _mm512_castsi512_ps(
+        _mm512_maskz_add_epi32(seen, _mm512_slli_epi32(sixteenths, 19),
+                               _mm512_permutexvar_epi32(sixteenths, _mm512_load_si512(table))));
+    // 2^fraction - 1 by its series to degree 3: relative error 9e-9.
+    v p = fmadd<float, Arch>(v(5.55041087e-2F), fraction, v(2.40226507e-1F));
+    p = fmadd<float, Arch>(p, fraction, v(6.93147182e-1F));
+    return fmadd<float, Arch>(power, v(p * fraction), power);
+  }
+#endif
+  return exp2_nonpositive<C, Arch>(x);
 }
 
 }  // namespace detail

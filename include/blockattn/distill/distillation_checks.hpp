@@ -106,18 +106,19 @@ void check_distillation(const char* function,
   check_distillation_options<C>(function, options);
   check_logits(function, "student", student);
   const index_t tokens = student.tokens;
+  const index_t vocabulary = student.vocabulary;
   const auto check_shape = [&](const char* name, const auto& view) {
     check_logits(function, name, view);
-    require(view.tokens == tokens && view.vocabulary == student.vocabulary, function, ": ", name,
-            " is (", view.tokens, ", ", view.vocabulary, ") but student is (", tokens, ", ",
-            student.vocabulary, ")");
+    require(view.tokens == tokens && view.vocabulary == vocabulary, function, ": ", name, " is (",
+            view.tokens, ", ", view.vocabulary, ") but student is (", tokens, ", ", vocabulary,
+            ")");
   };
   require(!teacher || top_k.ids.empty(), function, ": teacher and top_k are both given");
   require(teacher || !top_k.ids.empty() || options.label_weight == 1 || tokens == 0, function,
           ": neither teacher nor top_k is given, and options.label_weight is ",
           options.label_weight);
   if (teacher) check_shape("teacher", teacher);
-  if (!top_k.ids.empty()) check_top_k(function, top_k, tokens, student.vocabulary);
+  if (!top_k.ids.empty()) check_top_k(function, top_k, tokens, vocabulary);
   if (!weights.empty()) check_length(function, "weights", weights.size(), tokens);
   for (std::size_t t = 0; t < weights.size(); ++t) {
     require(weights[t] >= 0 && weights[t] <= std::numeric_limits<C>::max(), function, ": weights[",

@@ -45,15 +45,16 @@ jensen_shannon_sums<Arch> sum_jensen_shannon(const Teacher* teacher,
       const v log2_q = exponents_of<C, Arch>(student + begin + i, n, student_sum.reference, scale) -
                        student_log2_total;
       const v d = log2_q - log2_p;
-      const v smaller = exp2_nonpositive<C, Arch>(v(-xsimd::abs(d)));  // of p and q, by the larger
+      const v smaller =
+          exp2_nonpositive_by_table<C, Arch>(v(-xsimd::abs(d)));  // of p and q, by the larger
       const v u = xsimd::select(d < v(C(0)), fmadd<C, Arch>(other_share, smaller, share),
                                 fmadd<C, Arch>(share, smaller, other_share));
       const v log2_u = xsimd::log2(u);
-      const v q = exp2_nonpositive<C, Arch>(log2_q);
+      const v q = exp2_nonpositive_by_table<C, Arch>(log2_q);
       const v log2_q_over_m = xsimd::min(d, v(C(0))) - log2_u;
       const v log2_p_over_m = -xsimd::max(d, v(C(0))) - log2_u;
       teacher_chunk =
-          fmadd<C, Arch>(exp2_nonpositive<C, Arch>(log2_p), log2_p_over_m, teacher_chunk);
+          fmadd<C, Arch>(exp2_nonpositive_by_table<C, Arch>(log2_p), log2_p_over_m, teacher_chunk);
       student_chunk = fmadd<C, Arch>(q, log2_q_over_m, student_chunk);
       if (second.values != nullptr) {
         store_first<C, Arch>(v(q * log2_q_over_m), n, first.values + begin + i);

@@ -119,8 +119,8 @@ kl_sums<C, Arch> sum_kl(const Teacher* teacher,
       prefetch_next_chunk(student_at);
       const v x = exponents_of<C, Arch>(teacher_at, n, sums.teacher.reference, scale);
       const v y = exponents_of<C, Arch>(student_at, n, sums.student.reference, scale);
-      const v p = exp2_nonpositive<C, Arch>(x);
-      const v q = exp2_nonpositive<C, Arch>(y);
+      const v p = exp2_nonpositive_by_table<C, Arch>(x);
+      const v q = exp2_nonpositive_by_table<C, Arch>(y);
       const v log_ratio = Kind::weighs_teacher ? v(x - y) : v(y - x);
       const v& weighing = Kind::weighs_teacher ? p : q;
       teacher_chunk += p;

@@ -145,8 +145,8 @@ inline void add_chunk(const T* values,
   v chunk(C(0));
   for_each_vector<C, Arch>(count, [&](index_t i, index_t n) {
     prefetch_next_chunk(values + i);
-    const v term =
-        exp2_nonpositive<C, Arch>(exponents_of<C, Arch>(values + i, n, sum.reference, scale));
+    const v term = exp2_nonpositive_by_table<C, Arch>(
+        exponents_of<C, Arch>(values + i, n, sum.reference, scale));
     chunk += term;
     if (store.values != nullptr) store_first<C, Arch>(term, n, store.values + i);
   });
