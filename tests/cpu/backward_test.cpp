@@ -72,7 +72,7 @@ TEST_CASE("cpu::backward equals the reference for every head dim") {
   }
 }
 
-TEST_CASE("cpu::backward sums d_q of many key chunks in order") {
+TEST_CASE("cpu::backward sums d_q over many key chunks") {
   // One kv head: eight chunks, each with sums of its own.
   attention_case c =
       plain_case(block_attention_mask(layout_of({100, 7, 150, 0, 90, 40})), {16, 24}, 24);

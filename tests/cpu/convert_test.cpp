@@ -168,3 +168,11 @@ TEMPLATE_TEST_CASE(
   const C expected[] = {C(1.5), C(-1.5), C(0.5), C(0.5)};
   for (std::size_t i = 0; i < 4; ++i) CHECK(static_cast<C>(load_scalar(out[i])) == expected[i]);
 }
+
+TEST_CASE("store_row rounds the sum, not its parts", "[convert]") {
+  // 2^-8 + 2^-17 in bf16 is 2^-8, and 1 + 2^-8 is a tie that would go down to 1.
+  const float in[] = {0x1p-7F + 0x1p-16F};
+  bfloat16 out[] = {{0x3f80}};
+  cpu::detail::store_row<arch>(in, index_t{1}, 0.5F, out, cpu::detail::accumulate_mode::add);
+  CHECK(load_scalar(out[0]) == 1 + 0x1p-7F);
+}

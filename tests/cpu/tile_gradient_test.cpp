@@ -35,10 +35,10 @@ TEMPLATE_TEST_CASE("gradient_of_row turns scores into weights and their gradient
       std::vector<C> s = random.normal_values<C>(7 * step);
       std::vector<C> d_s = random.normal_values<C>(7 * step);
       const std::vector<C> scores = s, d_p = d_s;
-      const C lse_log2 = C(4.25), rest = C(1e-3), delta = C(-0.7);
+      const C lse_log2 = C(4.25), delta = C(-0.7);
       cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), columns,
                                          score_transform<C>::from(scale, softcap),
-                                         {lse_log2, rest, delta});
+                                         {lse_log2, delta});
       for (std::size_t j = 0; j < size; ++j) {
         CAPTURE(softcap, columns.begin, columns.end, j);
         if (!columns.contains(static_cast<index_t>(j))) {
@@ -49,8 +49,7 @@ TEMPLATE_TEST_CASE("gradient_of_row turns scores into weights and their gradient
         const double x = scale * static_cast<double>(scores[j]);
         const double t = softcap > 0 ? std::tanh(x / softcap) : 0;
         const double score = softcap > 0 ? softcap * t : x;
-        const double p = std::exp2(score * std::numbers::log2e - static_cast<double>(lse_log2) -
-                                   static_cast<double>(rest));
+        const double p = std::exp2(score * std::numbers::log2e - static_cast<double>(lse_log2));
         const double g =
             p * (static_cast<double>(d_p[j]) - static_cast<double>(delta)) * (1 - t * t);
         CHECK(std::abs(static_cast<double>(s[j]) - p) <= 16 * epsilon<C> * p);
@@ -58,6 +57,18 @@ TEMPLATE_TEST_CASE("gradient_of_row turns scores into weights and their gradient
               16 * epsilon<C> * p * (std::abs(static_cast<double>(d_p[j])) + 1));
       }
     }
+  }
+}
+
+TEST_CASE("no weight passes 1, however lse was rounded", "[tile_gradient]") {
+  constexpr index_t step = cpu::detail::lanes<float, arch>;
+  std::vector<float> s(static_cast<std::size_t>(step), 3e8F), d_s(s.size(), 1.0F);
+  const auto transform = score_transform<float>::from(1, 0);
+  cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), {0, step}, transform,
+                                     {3e8F * transform.scale_log2 * (1 - 0x1p-23F), 0.5F});
+  for (std::size_t j = 0; j < s.size(); ++j) {
+    CHECK(s[j] == 1.0F);
+    CHECK(d_s[j] == 0.5F);
   }
 }
 

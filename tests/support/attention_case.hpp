@@ -33,6 +33,18 @@ struct head_masks {
     }
     return plans;
   }
+  /// (query_tokens) true for the rows that see something in some head's mask.
+  std::vector<bool> seeing_rows() const {
+    std::vector<bool> sees(static_cast<std::size_t>(masks[0].query_tokens()), false);
+    for (const attention_mask& mask : masks) {
+      for (const slice& s : mask.slices()) {
+        for (index_t query = s.queries.begin; query < s.queries.end; ++query) {
+          if (!s.keys_of(query).empty()) sees[static_cast<std::size_t>(query)] = true;
+        }
+      }
+    }
+    return sees;
+  }
   /// (key_tokens) true for the keys that some query of some head's mask sees.
   std::vector<bool> seen_keys() const {
     std::vector<bool> seen(static_cast<std::size_t>(masks[0].key_tokens()), false);
@@ -139,7 +151,8 @@ inline attention_case random_attention_case(std::uint64_t seed, const case_limit
   return c;
 }
 
-/// The tensors of a case in the wanted storage types. Keys and values that no row sees are NaN.
+/// The tensors of a case in the wanted storage types. Keys and values that no row sees and queries
+/// that see nothing are NaN.
 template <class Q, class K, class V, class O>
 struct attention_tensors {
   using accumulator_type = accumulator_t<Q, K, V, O>;
@@ -162,7 +175,9 @@ struct attention_tensors {
     random_source random(c.seed ^ 0x5eedULL);
     const std::vector<bool> seen = c.masks.seen_keys();
     const auto is_seen = [&](index_t key) { return seen[static_cast<std::size_t>(key)]; };
-    q.fill_normal(random, c.magnitude, [](index_t /*token*/) { return true; });
+    const std::vector<bool> sees = c.masks.seeing_rows();
+    q.fill_normal(random, c.magnitude,
+                  [&](index_t token) { return sees[static_cast<std::size_t>(token)]; });
     k.fill_normal(random, 1, is_seen);
     v.fill_normal(random, 1, is_seen);
     if (c.with_sink_logits) {

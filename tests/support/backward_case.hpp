@@ -24,17 +24,25 @@ lse_view<T> head_of(lse_view<T> view, index_t head) {
   return view;
 }
 
-/// Backward needs key tiles of one size for the heads that share a kv head: those of the first
-/// mask.
+/// Backward needs key tiles of one size for the heads that share a kv head: each kv head takes one
+/// of the masks' sizes, and a copy of a mask for each size that it is wanted in.
 inline attention_case random_backward_case(std::uint64_t seed, const case_limits& limits = {}) {
   attention_case c = random_attention_case(seed, limits);
-  for (tile_shape& shape : c.masks.shapes) shape.keys = c.masks.shapes[0].keys;
+  const head_masks drawn = c.masks;
+  const index_t group = c.query_heads / c.kv_heads;
+  for (index_t head = 0; head < std::ssize(drawn.head_to_mask); ++head) {
+    const auto own = static_cast<std::size_t>(drawn.head_to_mask[static_cast<std::size_t>(head)]);
+    const auto first = static_cast<std::size_t>(
+        drawn.head_to_mask[static_cast<std::size_t>(head / group * group)]);
+    c.masks.head_to_mask[static_cast<std::size_t>(head)] = std::ssize(c.masks.masks);
+    c.masks.masks.push_back(drawn.masks[own]);
+    c.masks.shapes.push_back({drawn.shapes[own].queries, drawn.shapes[first].keys});
+  }
   return c;
 }
 
 /// The tensors of a backward call in the wanted storage types: o and lse as the reference gives
-/// them, normal d_o and (in half of the cases) d_lse. Keys, values and queries that take no part
-/// are NaN.
+/// them, normal d_o and (in half of the cases) d_lse. Rows of d_o that take no part are NaN.
 template <class Q, class K, class V, class O, class DQ = Q, class DK = K, class DV = V>
 struct backward_tensors {
   using arguments_type = backward_arguments<Q, K, V, O, DQ, DK, DV>;
@@ -90,7 +98,10 @@ struct backward_tensors {
         d_sink_logits(in.sink_logits.size(), std::numeric_limits<C>::quiet_NaN()),
         with_d_lse(random.chance(0.5)) {
     const auto every_token = [](index_t /*token*/) { return true; };
-    d_o.fill_normal(random, 1, every_token);
+    const std::vector<bool> sees = c.masks.seeing_rows();
+    d_o.fill_normal(random, 1, [&](index_t token) {
+      return sees[static_cast<std::size_t>(token)] || c.with_sink_logits;
+    });
     d_lse.fill_normal(random, 1, every_token);
     for (index_t h = 0; h < c.query_heads; ++h) {
       const auto sink = static_cast<std::size_t>(h);

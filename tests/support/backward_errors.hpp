@@ -120,6 +120,11 @@ inline std::vector<backward_error> backward_errors() {
        [](arguments&, options& o) { o.scale = infinity; }},
       {"options.softcap is -1.000000, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = -1; }},
+      {"options.softcap is below the smallest normal number of the accumulator, 2^-126",
+       [](arguments&, options& o) { o.softcap = 1e-39; }},
+      {"options.scale / options.softcap is 1000.000000 / 0.000000, must be finite in the "
+       "accumulator",
+       [](arguments&, options& o) { o = {.scale = 1000, .softcap = 1e-36}; }},
   };
 }
 

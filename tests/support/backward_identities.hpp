@@ -63,8 +63,10 @@ void check_gradient_partition(const Backend& backend, random_source& random) {
   const index_t keys = mask.key_tokens();
   const plain_inputs<T> in = random_inputs<T>(random, queries, keys);
   const plain_loss<T> loss = random_loss(random, in, true);
-  const plain_outputs<T> joint = run_forward(backend, in, mask);
-  const plain_gradients<T> whole = run_backward(backend, in, joint, loss, mask);
+  plain_options<T> options;
+  if (random.chance(0.5)) options.sink_logits = {T(0), T(-3), T(2.5), T(1)};
+  const plain_outputs<T> joint = run_forward(backend, in, mask, options);
+  const plain_gradients<T> whole = run_backward(backend, in, joint, loss, mask, options);
   const index_t parts = random.integer(1, 4);
   std::vector<index_t> part_of(static_cast<std::size_t>(queries * keys));
   for (index_t& part : part_of) part = random.integer(0, parts - 1);
@@ -77,7 +79,8 @@ void check_gradient_partition(const Backend& backend, random_source& random) {
     const attention_mask share = custom_mask(queries, keys, [&](index_t i, index_t j) {
       return part_of[static_cast<std::size_t>(i * keys + j)] == p && mask.visible(i, j);
     });
-    const plain_gradients<T> g = run_backward(backend, in, joint, loss, share);
+    const plain_gradients<T> g = run_backward(backend, in, joint, loss, share, options);
+    CHECK(g.d_sink_logits == whole.d_sink_logits);  // no share: it does not depend on the keys
     add(g.d_q, sum.d_q);
     add(g.d_k, sum.d_k);
     add(g.d_v, sum.d_v);

@@ -112,6 +112,11 @@ inline std::vector<forward_error> forward_errors() {
        [](arguments&, options& o) { o.scale = -1e39; }},
       {"options.softcap is -1.000000, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = -1; }},
+      {"options.softcap is below the smallest normal number of the accumulator, 2^-126",
+       [](arguments&, options& o) { o.softcap = 1e-39; }},
+      {"options.scale / options.softcap is 1000.000000 / 0.000000, must be finite in the "
+       "accumulator",
+       [](arguments&, options& o) { o = {.scale = 1000, .softcap = 1e-36}; }},
       {"options.softcap is inf, must be finite in the accumulator and >= 0",
        [](arguments&, options& o) { o.softcap = infinity; }},
       {"options.softcap is nan, must be finite in the accumulator and >= 0",

@@ -78,7 +78,8 @@ naive_gradients<Real> naive_gradient(const plain_inputs<T>& in,
   return g;
 }
 
-/// The accuracy contract for d_q, d_k and d_v of a whole forward and backward on normal data.
+/// The accuracy contract for d_q, d_k and d_v of a whole forward and backward on normal data. The
+/// largest error is that of a few rows where much cancels: it is compared over four draws.
 template <class T, class Backend>
 void check_backward_accuracy(const Backend& backend,
                              std::uint64_t seed,
@@ -91,11 +92,24 @@ void check_backward_accuracy(const Backend& backend,
                  << ", BLOCKATTN_SEED=" << seed);
   random_source random(seed);
   const index_t tokens = mask.mask.query_tokens();
-  const plain_inputs<T> in = random_inputs<T>(random, tokens, mask.mask.key_tokens(), sizes);
-  const plain_loss<T> loss = random_loss(random, in, false);
-  const plain_gradients<T> g = run_gradients(backend, in, loss, mask.mask, options);
-  const auto exact = naive_gradient<exact_real>(in, loss, mask.mask, options, no_rounding{});
-  const auto naive = naive_gradient<C>(in, loss, mask.mask, options, round_to<T>{});
+  plain_gradients<T> g;
+  naive_gradients<exact_real> exact;
+  naive_gradients<C> naive;
+  const auto append = [](auto& all, const auto& more) {
+    all.insert(all.end(), more.begin(), more.end());
+  };
+  const auto append_each = [&](auto& all, const auto& more) {
+    append(all.d_q, more.d_q);
+    append(all.d_k, more.d_k);
+    append(all.d_v, more.d_v);
+  };
+  for (int draw = 0; draw < 4; ++draw) {
+    const plain_inputs<T> in = random_inputs<T>(random, tokens, mask.mask.key_tokens(), sizes);
+    const plain_loss<T> loss = random_loss(random, in, false);
+    append_each(g, run_gradients(backend, in, loss, mask.mask, options));
+    append_each(exact, naive_gradient<exact_real>(in, loss, mask.mask, options, no_rounding{}));
+    append_each(naive, naive_gradient<C>(in, loss, mask.mask, options, round_to<T>{}));
+  }
   const auto check = [&](const char* name, const std::vector<T>& values,
                          const std::vector<exact_real>& truth, const std::vector<C>& yardstick,
                          index_t dim) {

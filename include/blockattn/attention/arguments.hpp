@@ -31,8 +31,10 @@ struct forward_arguments {
 
 /// How scores are formed: score = softcap_c(scale * q.k), with softcap_c(x) = c * tanh(x / c).
 struct attention_options {
-  std::optional<double> scale = std::nullopt;  ///< default 1 / sqrt(head_dim); finite
-  double softcap = 0;                          ///< 0 = none; finite, >= 0
+  /// Default 1 / sqrt(head_dim). Finite; below the smallest normal number of the accumulator it
+  /// counts as 0.
+  std::optional<double> scale = std::nullopt;
+  double softcap = 0;  ///< 0 = none; finite, positive and normal in the accumulator, as scale / it
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI

@@ -8,8 +8,9 @@
 namespace blockattn::inline BLOCKATTN_ABI {
 
 /// The tensors of a backward call: what forward was given, what it returned, and the gradients of
-/// both. Gradients may be stored in other types than their tensors (fp32 gradients of bf16 tensors
-/// accumulate well); all types mix freely below fp64. Gradients overlap nothing else.
+/// both. d_q, d_k and d_v may be stored in other types than their tensors (fp32 gradients of bf16
+/// tensors accumulate well), d_o has the type of o; all types mix freely below fp64. What is
+/// written overlaps nothing else.
 template <storage_scalar Q = float,
           storage_scalar K = Q,
           storage_scalar V = K,
@@ -33,7 +34,8 @@ struct backward_arguments {
   lse_view<const accumulator_type> d_lse = {};
   /// (query_heads) as forward had them; empty = none. lse then includes them.
   std::span<const accumulator_type> sink_logits = {};
-  /// (query_heads) written; empty = not wanted. Needs sink_logits.
+  /// (query_heads) written; empty = not wanted. Needs sink_logits. The whole gradient, also where
+  /// the keys are only a part of those that o and lse come from: ask for it once.
   std::span<accumulator_type> d_sink_logits = {};
 };
 

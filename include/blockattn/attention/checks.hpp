@@ -47,6 +47,14 @@ void check_options(const char* function, const attention_options& options) {
           options.scale.value_or(0), ", must be finite in the accumulator");
   require(is_finite_as<C>(options.softcap) && options.softcap >= 0, function,
           ": options.softcap is ", options.softcap, ", must be finite in the accumulator and >= 0");
+  if (options.softcap == 0) return;
+  constexpr auto smallest = static_cast<double>(std::numeric_limits<C>::min());
+  require(options.softcap >= smallest, function,
+          ": options.softcap is below the smallest normal number of the accumulator, 2^",
+          std::numeric_limits<C>::min_exponent - 1);
+  require(is_finite_as<C>(options.scale.value_or(1) / options.softcap), function,
+          ": options.scale / options.softcap is ", options.scale.value_or(1), " / ",
+          options.softcap, ", must be finite in the accumulator");
 }
 
 template <class C>

@@ -79,18 +79,20 @@ backward_job<backward_arguments<Q, K, V, O, DQ, DK, DV>, Arch> prepare_backward(
 /// q, k and lse (arXiv 2205.14135, algorithm 4), there is no n x n memory.
 ///   d_q, d_k, d_v, d_sink_logits from o, lse and d_o, optionally d_lse; `=`, every element is
 ///   written. d_k and d_v sum over the query heads of a kv head.
-/// o and lse are those that `forward` returned, or those of a merge over more keys: then the result
-/// is the share of these keys. Storage types mix as in `forward`, gradients may have types of their
-/// own; everything is multiplied in fp32 (fp64 for double). Head dims: multiples of 8 up to 256, k
-/// and v may differ. Every mask, tile shape, GQA ratio and softcap that `forward` takes; heads that
-/// share a kv head need plans with key tiles of one size. Rows that see nothing get d_q = 0, keys
-/// that no row sees get 0; both may hold anything (with sink logits d_o must be finite). The result
-/// has the same bits for every executor. Throws `error` on shapes that disagree, a null view with
-/// elements, a missing lse, overlapping gradients, a plan without transposed lists, a bad option or
-/// plan_set, a small or misaligned workspace; nothing has been written then. Work: 4 head_dim + 2
-/// value_dim + 2 (head_dim + value_dim) flops per visible pair and query head. Workspace:
-/// O(tokens): sums of d_q in the accumulator, once for each of at most 8 chunks of keys (one chunk
-/// from 32 kv heads on), plus a tile for each worker.
+/// o and lse are those that `forward` returned, or those of a merge over more keys: then d_q, d_k
+/// and d_v are the share of these keys, and d_sink_logits is the whole. Storage types mix as in
+/// `forward`, gradients may have types of their own; everything is multiplied in fp32 (fp64 for
+/// double). Heads that share a kv head need plans with key tiles of one size; else every mask, tile
+/// shape, GQA ratio and softcap that `forward` takes. Head dims: multiples of 8 up to 256, k and v
+/// may differ. Rows that see nothing get d_q = 0, keys that no row sees get 0; both may hold
+/// anything (with sink logits d_o must be finite). The result has the same bits for every executor.
+/// Throws `error` on shapes that disagree, a null view with elements, a missing lse, gradients
+/// whose rows overlap or that begin where another tensor does, a plan without transposed lists, a
+/// bad option or plan_set, a small or misaligned workspace; nothing has been written then. Work: 6
+/// head_dim + 4 value_dim flops per visible pair and query head. Workspace: O(tokens): sums of d_q
+/// in the accumulator, once for each of at most 8 chunks of keys (8 chunks up to 4 kv heads, one
+/// from 32 on; 32K tokens, 32 query and 8 kv heads, head_dim 128: 4 chunks, 2.1 GB), plus a tile
+/// for each worker.
 template <storage_scalar Q = float,
           storage_scalar K = Q,
           storage_scalar V = K,

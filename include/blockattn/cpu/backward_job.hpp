@@ -4,8 +4,8 @@
 #include <blockattn/attention/backward_checks.hpp>
 #include <blockattn/cpu/gradient_tile.hpp>
 #include <blockattn/cpu/key_chunks.hpp>
+#include <blockattn/cpu/pack_seen.hpp>
 #include <blockattn/cpu/tile_mask.hpp>
-#include <blockattn/plan/plan_set.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
@@ -41,12 +41,13 @@ class backward_job {
       sizes_.rows = std::max(sizes_.rows, std::min(plan.shape().queries, arguments.q.tokens));
       sizes_.columns = std::max(sizes_.columns, std::min(plan.shape().keys, arguments.k.tokens));
     }
+    every_key_is_seen_ = detail::every_key_is_seen(plans);
     chunks_ = detail::key_chunk_count(arguments.k.heads, key_tiles);
     d_q_stride_ = round_up(arguments.q.head_dim, tile::width);
     const index_t rows = arguments.q.heads * arguments.q.tokens;
     detail::workspace_layout layout;
     rows_offset_ = layout.take<detail::row_gradient<C>>(rows);
-    touched_offset_ = layout.take<unsigned char>(arguments.q.heads * chunks_ * query_tiles_);
+    touched_offset_ = layout.take<unsigned char>(arguments.q.heads * chunks_ * touched_stride());
     d_q_offset_ = layout.take<C>(rows * chunks_ * d_q_stride_);
     shared_size_ = layout.size();
   }
@@ -86,12 +87,14 @@ class backward_job {
     return detail::piece<detail::row_gradient<C>>(workspace, rows_offset_) +
            head * arguments_.q.tokens;
   }
+  /// Tasks that run at the same time write to cache lines of their own.
+  index_t touched_stride() const noexcept { return round_up(query_tiles_, workspace_alignment); }
   /// (query_tiles) whether a chunk of a head has sums for a query tile.
   unsigned char* touched_of(std::span<std::byte> workspace,
                             index_t head,
                             index_t chunk) const noexcept {
     return detail::piece<unsigned char>(workspace, touched_offset_) +
-           (head * chunks_ + chunk) * query_tiles_;
+           (head * chunks_ + chunk) * touched_stride();
   }
   /// (query_tokens, d_q_stride) sums of d_q of one chunk of a head.
   C* d_q_of(std::span<std::byte> workspace, index_t head, index_t chunk) const noexcept {
@@ -115,11 +118,9 @@ class backward_job {
                                  arguments_.o.head_dim, sums);
     for (int r = 0; r < Rows; ++r) {
       const index_t i = first + r;
-      const wide lse_log2 = arguments_.lse.at(i, head) * std::numbers::log2e_v<wide>;
-      const auto rounded = static_cast<C>(lse_log2);
+      const wide lse = arguments_.lse.at(i, head);
       rows_of(workspace, head)[i] = {
-          .lse_log2 = rounded,
-          .lse_log2_rest = std::isinf(rounded) ? C(0) : static_cast<C>(lse_log2 - rounded),
+          .lse_log2 = static_cast<C>(lse * std::numbers::log2e_v<wide>),
           .delta = sums[r] - (arguments_.d_lse ? arguments_.d_lse.at(i, head) : C(0))};
     }
   }
@@ -168,14 +169,10 @@ class backward_job {
                                       work.value_columns() + j * value_dim);
     }
     // A key that nobody sees may hold NaN, and here it meets gradients of 0.
-    std::fill_n(work.key_rows(), sizes_.columns * d_q_stride_, C(0));
-    for (index_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      if (blockattn::detail::is_planned_before(plans_, head, kv_head * group_)) continue;
-      for (const index_range& seen : plans_.of_head(head).seen_keys()) {
-        detail::pack_values<C, Arch>(arguments_.k, kv_head, intersect(seen, keys), keys.begin,
-                                     sizes_.columns, work.key_rows());
-      }
-    }
+    if (!every_key_is_seen_) std::fill_n(work.key_rows(), sizes_.columns * d_q_stride_, C(0));
+    detail::pack_seen_values<C, Arch>(plans_, {kv_head * group_, (kv_head + 1) * group_},
+                                      arguments_.k, kv_head, keys, keys.begin, sizes_.columns,
+                                      work.key_rows());
   }
 
   void take_key_tile(tile& work,
@@ -287,6 +284,7 @@ class backward_job {
   detail::gradient_tile_sizes sizes_;
   index_t group_ = 1;
   index_t query_tiles_ = 0;  ///< most of any plan
+  bool every_key_is_seen_ = false;
   index_t chunks_ = 1;
   index_t d_q_stride_ = 0;
   index_t rows_offset_ = 0;

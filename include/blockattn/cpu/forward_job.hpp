@@ -3,9 +3,9 @@
 
 #include <blockattn/attention/checks.hpp>
 #include <blockattn/cpu/online_tile.hpp>
+#include <blockattn/cpu/pack_seen.hpp>
 #include <blockattn/cpu/tile_mask.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
-#include <blockattn/plan/plan_set.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
@@ -25,16 +25,6 @@ struct panel_for {
   using type = accumulator_t<Q, K, V>;
 #endif
 };
-
-/// True when every plan of the set has each key seen by some query.
-inline bool every_key_is_seen(const plan_set& plans) noexcept {
-  for (const tile_plan& plan : plans.plans()) {
-    const auto& seen = plan.seen_keys();
-    if (plan.key_tokens() > 0 && (seen.size() != 1 || seen[0] != index_range{0, plan.key_tokens()}))
-      return false;
-  }
-  return true;
-}
 
 }  // namespace detail
 
@@ -147,13 +137,9 @@ class forward_job {
         std::fill_n(packed_values + p + first * tile::width, steps * tile::width, panel{});
       }
     }
-    for (index_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      if (blockattn::detail::is_planned_before(plans_, head, kv_head * group_)) continue;
-      for (const index_range& seen : plans_.of_head(head).seen_keys()) {
-        detail::pack_values<panel, Arch>(arguments_.v, kv_head, intersect(seen, keys), 0,
-                                         value_steps_, packed_values);
-      }
-    }
+    detail::pack_seen_values<panel, Arch>(plans_, {kv_head * group_, (kv_head + 1) * group_},
+                                          arguments_.v, kv_head, keys, 0, value_steps_,
+                                          packed_values);
   }
 
   void attend(index_t head,

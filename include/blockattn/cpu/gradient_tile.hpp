@@ -50,9 +50,6 @@ class gradient_tile {
     d_scores_ = piece<C>(memory, at.d_scores);
     ranges_ = piece<index_range>(memory, at.ranges);
     runs_ = piece<index_range>(memory, at.runs);
-    // Columns of q and d_o from their dim on are multiplied too: they must be finite.
-    std::fill_n(q_, sizes.rows * q_stride_, C(0));
-    std::fill_n(d_o_, sizes.rows * d_o_stride_, C(0));
   }
 
   /// Starts a key tile of `columns` keys with empty sums. The caller packs the operands.

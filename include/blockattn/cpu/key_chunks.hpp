@@ -28,8 +28,11 @@ inline index_range key_tiles_of_chunk(const tile_lists& by_key,
     if (c == chunks) return by_key.outer_tiles;
     const index_t before = total / chunks * c + total % chunks * c / chunks;
     index_t tile = 0;
-    for (index_t visited = 0; tile < by_key.outer_tiles && visited < before; ++tile) {
-      visited += by_key.tile_count[static_cast<std::size_t>(tile)];
+    index_t visited = 0;
+    for (; tile < by_key.outer_tiles; ++tile) {  // up to the tile that passes the middle
+      const index_t count = by_key.tile_count[static_cast<std::size_t>(tile)];
+      if (visited + count / 2 >= before) break;
+      visited += count;
     }
     return tile;
   };

@@ -36,9 +36,8 @@ inline void add_row(const C* part, index_t count, C* sum) noexcept {
 /// What backward knows of a query row before it sees a key.
 template <class C>
 struct row_gradient {
-  C lse_log2 = 0;       ///< base-2 logarithm of the softmax denominator, rounded
-  C lse_log2_rest = 0;  ///< what the rounding took: it would move all weights of the row together
-  C delta = 0;          ///< d_o . o - d_lse
+  C lse_log2 = 0;  ///< base-2 logarithm of the softmax denominator
+  C delta = 0;     ///< d_o . o - d_lse
 };
 
 /// From scores to their gradients, for the columns of one row that a tile computed: with
@@ -58,10 +57,10 @@ inline void gradient_of_row(C* s,
   constexpr index_t step = lanes<C, Arch>;
   const v c(transform.scale_log2);
   const v offset(-row.lse_log2);
-  const v rest(row.lse_log2_rest);
   const v delta(row.delta);
   const auto weight = [&](const v& x) {
-    return exp2_nonpositive<C, Arch>(fmadd<C, Arch>(x, c, offset) - rest);
+    // A rounded lse may be less than a score: no weight passes 1.
+    return exp2_nonpositive<C, Arch>(xsimd::min(v(C(0)), fmadd<C, Arch>(x, c, offset)));
   };
   if (transform.cap_inner > 0) {
     const v inner(transform.cap_inner);
@@ -94,16 +93,10 @@ inline void clear_columns(C* s,
                           C* d_s,
                           const index_range& columns,
                           std::span<const index_range> runs) noexcept {
-  const auto clear = [&](index_t begin, index_t end) {
-    std::fill(s + begin, s + std::max(begin, end), C(0));
-    std::fill(d_s + begin, d_s + std::max(begin, end), C(0));
-  };
-  index_t at = columns.begin;
-  for (const index_range& run : runs) {
-    clear(at, run.begin);
-    at = run.end;
-  }
-  clear(at, columns.end);
+  for_each_gap(columns, runs, [&](index_t begin, index_t end) {
+    std::fill(s + begin, s + end, C(0));
+    std::fill(d_s + begin, d_s + end, C(0));
+  });
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

@@ -47,6 +47,19 @@ inline void cap_scores(C* s,
   }
 }
 
+/// Calls f(begin, end) for what lies between the sorted runs, and before and after them.
+template <class F>
+inline void for_each_gap(const index_range& columns,
+                         std::span<const index_range> runs,
+                         const F& f) noexcept {
+  index_t at = columns.begin;
+  for (const index_range& run : runs) {
+    f(at, std::max(at, run.begin));
+    at = run.end;
+  }
+  f(at, std::max(at, columns.end));
+}
+
 /// Sets the columns outside the sorted runs to -inf. Whatever stood there (NaN of a key that nobody
 /// sees) is gone.
 template <class C>
@@ -54,12 +67,8 @@ inline void hide_columns(C* s,
                          const index_range& columns,
                          std::span<const index_range> runs) noexcept {
   constexpr C hidden = -std::numeric_limits<C>::infinity();
-  index_t at = columns.begin;
-  for (const index_range& run : runs) {
-    std::fill(s + at, s + std::max(at, run.begin), hidden);
-    at = run.end;
-  }
-  std::fill(s + at, s + std::max(at, columns.end), hidden);
+  for_each_gap(columns, runs,
+               [&](index_t begin, index_t end) { std::fill(s + begin, s + end, hidden); });
 }
 
 template <class C>

@@ -17,11 +17,11 @@ namespace blockattn::inline BLOCKATTN_ABI::reference {
 ///   d_v_j = sum_i p_j d_o_i,   d_q_i = sum_j d_x_j k_j,   d_k_j = sum_i d_x_j q_i
 ///   d_sink_h = sum_i exp(sink_h - lse_i) (-delta)
 /// with d_x_j = d_s_j * scale * (1 - (s_j / softcap)^2), the gradient of q_i . k_j. o and lse are
-/// taken as given: those of a merge over more keys give the share of these keys (arXiv 2205.14135,
-/// algorithm 4). Sums run over every query head of a kv head. Gradients are `=`; keys that nobody
-/// sees get 0 and are never read. Arithmetic is fp64, or long double for double tensors.
-/// O(query_heads * query_tokens * key_tokens * (head_dim + value_dim + slices)), no tiles. Throws
-/// `error` when shapes disagree.
+/// taken as given: those of a merge over more keys give the share of these keys in d_q, d_k and d_v
+/// (arXiv 2205.14135, algorithm 4). Sums run over every query head of a kv head. Gradients are `=`;
+/// keys that nobody sees get 0 and are never read. Arithmetic is fp64, or long double for double
+/// tensors. O(query_heads * query_tokens * key_tokens * (head_dim + value_dim + slices)), no tiles.
+/// Throws `error` when shapes disagree.
 template <class Q = float,
           class K = Q,
           class V = K,
