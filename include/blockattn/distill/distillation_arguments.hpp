@@ -21,7 +21,8 @@ struct top_k_teacher {
   std::span<const C> log_probabilities = {};
   /// (tokens) what the rest weighs, in [0, 1]; empty = 1 - sum of the probabilities, at least the
   /// accumulator's epsilon, which is as far as that difference tells. 0 counts as the smallest
-  /// normal number, so that the reverse divergence stays finite.
+  /// normal number, so that the reverse divergence stays finite. Numbers are used as
+  /// they are, whether or not everything adds up to 1.
   std::span<const C> rest_mass = {};
 };
 

@@ -71,7 +71,7 @@ class distillation_job {
     double sum = 0;
     for (index_t token = 0; token < arguments_.student.tokens; ++token)
       sum += weight_of(token) * losses[token];
-    return sum > 0 ? sum / total_weight_ : 0;
+    return total_weight_ > 0 ? sum / total_weight_ : 0;
   }
 
  private:

@@ -28,12 +28,14 @@ distillation_job<Teacher, Student, Gradient, Arch> prepare_distillation_loss(
 /// Returns L. Scaling all weights changes nothing (unless options.total_weight is given); when no
 /// token counts or all weights are 0, L and the gradient are 0. Weights and teacher are constants.
 ///
-/// Each row of logits is read twice, once for its sums (three times for jensen_shannon) and once
-/// for the gradient, while it is in cache; no probabilities are stored. Sums are fp32 over 1024
-/// tokens of the vocabulary at most and fp64 beyond. Same bits for every executor. O(tokens *
-/// vocabulary). Equals reference::distillation_loss. Throws `error` on shapes that disagree, labels
-/// or ids outside the vocabulary and numbers out of range, before anything is written. Workspace:
-/// workspace_size(prepare_distillation_loss(...), concurrency) bytes.
+/// One pass over a row of logits (two for jensen_shannon, one more for labels at another
+/// temperature) gives the loss; for the gradient it keeps the exponentials of this one row until
+/// their sums are known. No matrix of probabilities exists. Sums are fp32 over 1024 tokens of the
+/// vocabulary and fp64 beyond. Same bits for every executor, in place or not, with or without a
+/// gradient. O(tokens * vocabulary). Equals reference::distillation_loss. Throws `error` on shapes
+/// that disagree, labels or ids outside the vocabulary and numbers out of range, before anything is
+/// written. Workspace: 8 bytes for each token and, with a gradient, up to three rows of
+/// accumulators for each worker: workspace_size(prepare_distillation_loss(...), concurrency) bytes.
 template <class Teacher = float,
           class Student = Teacher,
           class Gradient = Student,
@@ -49,7 +51,7 @@ double distillation_loss(const distillation_arguments<Teacher, Student, Gradient
   return job.loss(workspace);
 }
 
-/// The same with a workspace allocated for this call (8 bytes for each token).
+/// The same with a workspace allocated for this call.
 template <class Teacher = float,
           class Student = Teacher,
           class Gradient = Student,

@@ -30,8 +30,8 @@ jensen_shannon_sums<Arch> sum_jensen_shannon(const Teacher* teacher,
                                              const stored_terms<C, Arch>& first,
                                              const stored_terms<C, Arch>& second) noexcept {
   using v = vector<C, Arch>;
-  const v teacher_log2_total(static_cast<C>(std::log2(teacher_sum.total)));
-  const v student_log2_total(static_cast<C>(std::log2(student_sum.total)));
+  const auto teacher_offset = static_cast<C>(-std::log2(teacher_sum.total));
+  const auto student_offset = static_cast<C>(-std::log2(student_sum.total));
   const v share(teacher_share);
   const v other_share(1 - teacher_share);
   jensen_shannon_sums<Arch> sums;
@@ -40,10 +40,10 @@ jensen_shannon_sums<Arch> sum_jensen_shannon(const Teacher* teacher,
     v teacher_chunk(C(0));
     v student_chunk(C(0));
     for_each_vector<C, Arch>(count, [&](index_t i, index_t n) {
-      const v log2_p = exponents_of<C, Arch>(teacher + begin + i, n, teacher_sum.reference, scale) -
-                       teacher_log2_total;
-      const v log2_q = exponents_of<C, Arch>(student + begin + i, n, student_sum.reference, scale) -
-                       student_log2_total;
+      const v log2_p = exponents_of<C, Arch>(teacher + begin + i, n, teacher_sum.reference, scale,
+                                             teacher_offset);
+      const v log2_q = exponents_of<C, Arch>(student + begin + i, n, student_sum.reference, scale,
+                                             student_offset);
       const v d = log2_q - log2_p;
       const v smaller =
           exp2_nonpositive_by_table<C, Arch>(v(-xsimd::abs(d)));  // of p and q, by the larger

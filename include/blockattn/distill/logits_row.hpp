@@ -38,16 +38,21 @@ inline C largest_of(const T* values, index_t count) noexcept {
   return largest;
 }
 
-/// scale (values - reference) of up to `lanes` values; the lanes after `count` weigh nothing.
+/// scale (values - reference) + offset of up to `lanes` values; the lanes after `count` weigh
+/// nothing. The product is fused here, so that no compiler fuses it elsewhere for one of two equal
+/// rows.
 template <class C, class Arch, class T>
-inline vector<C, Arch> exponents_of(const T* values, index_t count, C reference, C scale) noexcept {
+inline vector<C, Arch> exponents_of(
+    const T* values, index_t count, C reference, C scale, C offset = C(0)) noexcept {
   using v = vector<C, Arch>;
-  if (count == lanes<C, Arch>) return (load_values<C, Arch>(values) - v(reference)) * v(scale);
-  alignas(64) C exponents[lanes<C, Arch>];
-  std::fill(exponents, exponents + lanes<C, Arch>, C(-2048));  // 2^-2048 is 0 in fp64 too
-  for (index_t i = 0; i < count; ++i)
-    exponents[i] = (static_cast<C>(load_scalar(values[i])) - reference) * scale;
-  return v::load_aligned(exponents);
+  if (count == lanes<C, Arch>) {
+    return fmadd<C, Arch>(v(load_values<C, Arch>(values) - v(reference)), v(scale), v(offset));
+  }
+  alignas(64) C lane[lanes<C, Arch>] = {};
+  for (index_t i = 0; i < count; ++i) lane[i] = static_cast<C>(load_scalar(values[i]));
+  fmadd<C, Arch>(v(v::load_aligned(lane) - v(reference)), v(scale), v(offset)).store_aligned(lane);
+  std::fill(lane + count, lane + lanes<C, Arch>, C(-2048));  // 2^-2048 is 0 in fp64 too
+  return v::load_aligned(lane);
 }
 
 /// `count` accumulators; the lanes after them are 0.
