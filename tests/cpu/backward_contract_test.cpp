@@ -60,7 +60,8 @@ struct prepared_case {
 
 }  // namespace
 
-TEST_CASE("1. rows that see nothing and keys that nobody sees get 0, whatever they hold") {
+TEST_CASE(
+    "backward, 1. rows that see nothing and keys that nobody sees get 0, whatever they hold") {
   const auto mask = attention_mask::from_disjoint_slices(
       40, 50, {{.queries = {3, 4}, .keys = {5, 9}}, {.queries = {20, 40}, .keys = {33, 44}}});
   random_source random(1);
@@ -100,7 +101,7 @@ TEST_CASE("1. rows that see nothing and keys that nobody sees get 0, whatever th
   }
 }
 
-TEST_CASE("2. a row that sees nothing gives the gradient of its lse to the sink logit") {
+TEST_CASE("backward, 2. a row that sees nothing gives the gradient of its lse to the sink logit") {
   random_source random(2);
   const plain_inputs<double> in = random_inputs<double>(random, 3, 4);
   const plain_loss<double> loss = random_loss(random, in, true);
@@ -114,7 +115,7 @@ TEST_CASE("2. a row that sees nothing gives the gradient of its lse to the sink 
   }
 }
 
-TEMPLATE_TEST_CASE("3. every executor gives the same bits", "", float, bfloat16) {
+TEMPLATE_TEST_CASE("backward, 3. every executor gives the same bits", "", float, bfloat16) {
   attention_case one_kv_head = rich_case();
   one_kv_head.kv_heads = 1;
   for (const attention_case& c : {rich_case(), one_kv_head}) {
@@ -136,7 +137,7 @@ TEMPLATE_TEST_CASE("3. every executor gives the same bits", "", float, bfloat16)
   }
 }
 
-TEST_CASE("3. threads that an engine brings give the same bits") {
+TEST_CASE("backward, 3. threads that an engine brings give the same bits") {
   prepared_case<float> serial(rich_case());
   serial.run();
   prepared_case<float> threaded(rich_case());
@@ -157,7 +158,7 @@ TEST_CASE("3. threads that an engine brings give the same bits") {
   CHECK(threaded.tensors.same_bits(serial.tensors));
 }
 
-TEST_CASE("4. every bad argument is refused in a sentence, before anything is written") {
+TEST_CASE("backward, 4. every bad argument is refused in a sentence, before anything is written") {
   const tile_plan plan =
       make_tile_plan(full_mask(valid_backward_call::query_tokens, valid_backward_call::key_tokens),
                      {4, 4}, {.transposed = true});
@@ -172,7 +173,7 @@ TEST_CASE("4. every bad argument is refused in a sentence, before anything is wr
                         });
 }
 
-TEST_CASE("4. plans that do not serve are refused") {
+TEST_CASE("backward, 4. plans that do not serve are refused") {
   const std::vector<tile_plan> plans = {
       make_tile_plan(full_mask(5, 7), {4, 4}), make_tile_plan(full_mask(7, 5), {4, 4}),
       make_tile_plan(full_mask(5, 7), {4, 4}, {.transposed = true}),
@@ -197,7 +198,7 @@ TEST_CASE("4. plans that do not serve are refused") {
   CHECK(sentence({all.subspan(2, 3), by_kv_head}) == "no error");
 }
 
-TEST_CASE("4. head dims that are no multiple of 8 up to 256 are refused") {
+TEST_CASE("backward, 4. head dims that are no multiple of 8 up to 256 are refused") {
   const tile_plan plan = make_tile_plan(full_mask(5, 7), {4, 4}, {.transposed = true});
   for (const index_t head_dim : {4, 12, 264}) {
     valid_backward_call valid;
@@ -212,7 +213,7 @@ TEST_CASE("4. head dims that are no multiple of 8 up to 256 are refused") {
   }
 }
 
-TEST_CASE("6. a workspace is used to its last byte and not beyond") {
+TEST_CASE("backward, 6. a workspace is used to its last byte and not beyond") {
   prepared_case<float> expected(rich_case());
   expected.run();
   for (const index_t workers : {1, 3}) {
@@ -241,7 +242,7 @@ TEST_CASE("6. a workspace is used to its last byte and not beyond") {
   }
 }
 
-TEST_CASE("6. the workspace grows with the tokens, not with their square") {
+TEST_CASE("backward, 6. the workspace grows with the tokens, not with their square") {
   const auto bytes = [](index_t tokens) {
     std::vector<float> one(8);
     const heads_view<float> rows = {one.data(), tokens, 1, 8, 0, 8};
@@ -271,7 +272,7 @@ TEST_CASE("6. the workspace grows with the tokens, not with their square") {
   CHECK(third < index_t{65536} * 2048);
 }
 
-TEST_CASE("6. a call that was given its workspace allocates nothing") {
+TEST_CASE("backward, 6. a call that was given its workspace allocates nothing") {
   prepared_case<bfloat16> call(rich_case());
   const auto arguments = call.tensors.arguments();
   const workspace_buffer workspace(cpu::workspace_size(call.job(), 1));
@@ -282,7 +283,7 @@ TEST_CASE("6. a call that was given its workspace allocates nothing") {
   CHECK(allocation_count() == before + 1);  // the overload that makes a workspace: the count counts
 }
 
-TEST_CASE("7. backward assigns, backward_accumulate adds") {
+TEST_CASE("backward, 7. backward assigns, backward_accumulate adds") {
   for (const index_t kv_heads : {1, 2}) {
     attention_case c = rich_case();
     c.kv_heads = kv_heads;
