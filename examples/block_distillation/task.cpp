@@ -74,9 +74,10 @@ std::vector<int> shuffled(int count, random_source& random) {
 
 std::vector<resident> draw_residents(const task_options& options, random_source& random) {
   const std::vector<int> names = shuffled(static_cast<int>(people.size()), random);
+  const ba::index_t blocks = options.fewest_blocks + random.below(static_cast<std::uint32_t>(options.context_blocks - options.fewest_blocks + 1));
   std::vector<resident> residents;
   std::vector<int> earlier;  // direct facts of earlier blocks
-  for (ba::index_t block = 0; block < options.context_blocks; ++block) {
+  for (ba::index_t block = 0; block < blocks; ++block) {
     std::vector<int> here;
     for (ba::index_t s = 0; s < options.sentences_per_block; ++s) {
       const int index = static_cast<int>(residents.size());

@@ -14,6 +14,7 @@ namespace ba = blockattn;
 /// block of questions.
 struct task_options {
   ba::index_t context_blocks = 8;
+  ba::index_t fewest_blocks = 8;
   ba::index_t sentences_per_block = 4;
   ba::index_t questions = 8;
   double linked = 0.6;    ///< share of sentences, from the second block on, that point back

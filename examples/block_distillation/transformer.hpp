@@ -144,6 +144,7 @@ class transformer {
     rms_norm(rows_of(states_, rows), view(weights, layer.attention_norm), normed,
              row_of(memory.attention_rms, rows));
     rows_of(memory.qkv, rows).noalias() = normed * view(weights, layer.qkv).transpose();
+    rows_of(memory.qkv, rows).rowwise() += view(weights, layer.qkv_bias).row(0);
     rotate(memory.qkv, rows, axis.positions);
   }
 
@@ -268,6 +269,7 @@ class transformer {
     std::vector<double> backwards(axis.positions);
     for (double& position : backwards) position = -position;
     rotate(d_qkv_, rows, backwards);
+    view(part, layer.qkv_bias) += rows_of(d_qkv_, rows).colwise().sum();
     matrix<T> normed(rows.size(), shape_.width);
     rms_norm(input, gain, normed, row_of(memory.attention_rms, rows));
     view(part, layer.qkv).noalias() += rows_of(d_qkv_, rows).transpose() * normed;
