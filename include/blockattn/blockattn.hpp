@@ -11,6 +11,7 @@
 #include <blockattn/core/heads_view.hpp>
 #include <blockattn/core/index.hpp>
 #include <blockattn/core/range.hpp>
+#include <blockattn/core/run_job.hpp>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/core/workspace.hpp>
 
@@ -54,6 +55,12 @@
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
+
+#include <blockattn/distill/distillation_loss.hpp>
+#include <blockattn/distill/label_log_probabilities.hpp>
+#include <blockattn/distill/reference_distillation_loss.hpp>
+#include <blockattn/distill/sort_top_k.hpp>
+#include <blockattn/distill/token_weights.hpp>
 
 #include <blockattn/kv/block_key.hpp>
 #include <blockattn/kv/block_storage.hpp>

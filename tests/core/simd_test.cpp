@@ -1,5 +1,5 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
-#include <blockattn/cpu/simd.hpp>
+#include <blockattn/core/simd.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -13,13 +13,13 @@ using namespace blockattn_test;
 
 namespace {
 
-using arch = cpu::default_arch;
+using arch = default_arch;
 
 template <class C>
-using vector = cpu::detail::vector<C, arch>;
+using vector = detail::vector<C, arch>;
 
 template <class C>
-constexpr index_t lanes = cpu::detail::lanes<C, arch>;
+constexpr index_t lanes = detail::lanes<C, arch>;
 
 template <class C>
 constexpr C infinity = std::numeric_limits<C>::infinity();
@@ -33,7 +33,7 @@ std::vector<C> exp2_of(std::vector<C> x) {
   const std::size_t count = x.size();
   x.resize(static_cast<std::size_t>(round_up(static_cast<index_t>(count), lanes<C>)));
   for (std::size_t i = 0; i < x.size(); i += static_cast<std::size_t>(lanes<C>)) {
-    cpu::detail::exp2_nonpositive<C, arch>(vector<C>::load_unaligned(x.data() + i))
+    detail::exp2_nonpositive<C, arch>(vector<C>::load_unaligned(x.data() + i))
         .store_unaligned(x.data() + i);
   }
   x.resize(count);
@@ -125,9 +125,8 @@ TEMPLATE_TEST_CASE("fmadd is a * b + c in every lane", "[simd]", float, double) 
     const auto b = random.normal_values<C>(lanes<C>);
     const auto c = random.normal_values<C>(lanes<C>);
     std::vector<C> sum(a.size());
-    cpu::detail::fmadd<C, arch>(vector<C>::load_unaligned(a.data()),
-                                vector<C>::load_unaligned(b.data()),
-                                vector<C>::load_unaligned(c.data()))
+    detail::fmadd<C, arch>(vector<C>::load_unaligned(a.data()), vector<C>::load_unaligned(b.data()),
+                           vector<C>::load_unaligned(c.data()))
         .store_unaligned(sum.data());
     for (std::size_t i = 0; i < a.size(); ++i) {
       const wider<C> product = static_cast<wider<C>>(a[i]) * static_cast<wider<C>>(b[i]);
@@ -147,7 +146,7 @@ TEMPLATE_TEST_CASE("reduce_add counts every lane once", "[simd]", float, double)
     std::vector<C> values(static_cast<std::size_t>(lanes<C>), C(1));
     values[static_cast<std::size_t>(lane)] = C(1000);
     CAPTURE(lane);
-    CHECK(cpu::detail::reduce_add<C, arch>(vector<C>::load_unaligned(values.data())) ==
+    CHECK(detail::reduce_add<C, arch>(vector<C>::load_unaligned(values.data())) ==
           static_cast<C>(999 + lanes<C>));
   }
 }
@@ -164,7 +163,7 @@ TEMPLATE_TEST_CASE("reduce_add_each sums every vector on its own", "[simd]", flo
       x[i] = vector<C>::load_unaligned(values.data());
     }
     std::vector<C> totals(vectors + 1, C(-7));
-    cpu::detail::reduce_add_each<vectors, C, arch>(x, totals.data());
+    detail::reduce_add_each<vectors, C, arch>(x, totals.data());
     CHECK(totals.back() == C(-7));
     for (int i = 0; i < vectors; ++i) {
       CAPTURE(vectors, i);
@@ -186,7 +185,7 @@ TEMPLATE_TEST_CASE("reduce_max finds the largest wherever it is", "[simd]", floa
     CAPTURE(lane);
     std::vector<C> values(static_cast<std::size_t>(lanes<C>), -infinity<C>);
     values[static_cast<std::size_t>(lane)] = C(-3);
-    CHECK(cpu::detail::reduce_max<C, arch>(vector<C>::load_unaligned(values.data())) == C(-3));
+    CHECK(detail::reduce_max<C, arch>(vector<C>::load_unaligned(values.data())) == C(-3));
   }
-  CHECK(cpu::detail::reduce_max<C, arch>(vector<C>(-infinity<C>)) == -infinity<C>);
+  CHECK(detail::reduce_max<C, arch>(vector<C>(-infinity<C>)) == -infinity<C>);
 }

@@ -1,0 +1,172 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/core/index.hpp>
+#include <type_traits>
+
+// GCC 12 warns of the undefined registers inside its own AVX-512 intrinsics (GCC bug 105593),
+// wherever they are inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#include <xsimd/xsimd.hpp>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+/// \file
+/// What the kernels need beyond xsimd 8.1, written so that current xsimd (reduce_add, reduce_max)
+/// compiles too. Every function carries the arch in its type, so translation units built for
+/// different machines never share a symbol. Calls of reduce_add and reduce_max name their
+/// namespace: current xsimd has functions of the same names, which argument-dependent lookup would
+/// find.
+
+namespace blockattn::inline BLOCKATTN_ABI {
+
+/// The best instruction set that the translation unit is compiled for.
+using default_arch = xsimd::default_arch;
+
+namespace detail {
+
+template <class C, class Arch>
+using vector = xsimd::batch<C, Arch>;
+
+template <class C, class Arch>
+inline constexpr index_t lanes = static_cast<index_t>(xsimd::batch<C, Arch>::size);
+
+template <class Arch>
+inline constexpr bool is_avx512 = std::is_base_of_v<xsimd::avx512f, Arch>;
+
+/// a * b + c, rounded once where the machine can. xsimd 8.1 has no fused form for AVX-512 and
+/// leaves it to the compiler, which clang 14 does not do: 5 to 9 % of the micro-kernel.
+template <class C, class Arch>
+inline vector<C, Arch> fmadd(const vector<C, Arch>& a,
+                             const vector<C, Arch>& b,
+                             const vector<C, Arch>& c) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) return _mm512_fmadd_ps(a, b, c);
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) return _mm512_fmadd_pd(a, b, c);
+#endif
+  return xsimd::fma(a, b, c);
+}
+
+template <class C, class Arch>
+inline C reduce_add(const vector<C, Arch>& x) noexcept {
+#if XSIMD_VERSION_MAJOR >= 10
+  return xsimd::reduce_add(x);
+#else
+  return xsimd::hadd(x);
+#endif
+}
+
+template <class C, class Arch>
+inline C reduce_max(const vector<C, Arch>& x) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) return _mm512_reduce_max_ps(x);
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) return _mm512_reduce_max_pd(x);
+#endif
+#if XSIMD_VERSION_MAJOR >= 10
+  return xsimd::reduce_max(x);
+#else
+  alignas(64) C values[lanes<C, Arch>];
+  x.store_aligned(values);
+  C largest = values[0];
+  for (index_t i = 1; i < lanes<C, Arch>; ++i) largest = values[i] > largest ? values[i] : largest;
+  return largest;
+#endif
+}
+
+/// totals[i] = sum of the lanes of x[i] for i < Count.
+template <int Count, class C, class Arch>
+inline void reduce_add_each(const vector<C, Arch>* x, C* totals) noexcept {
+#if defined(__AVX512F__)
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, float> && Count == 16) {
+    // A tree over all 16 at once: 45 operations, not 16 reductions of 9. (haddp of xsimd 8.1 adds
+    // wrong lanes here.)
+    __m512 quarter[4];  // lane 4 b + i: what 128-bit block b of x[4 g + i] adds up to
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      const __m512 a = x[4 * g], b = x[4 * g + 1], c = x[4 * g + 2], d = x[4 * g + 3];
+      const __m512d ab =
+          _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+      const __m512d cd =
+          _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+      quarter[g] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    }
+    const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[0], quarter[1], 0x44),
+                                     _mm512_shuffle_f32x4(quarter[0], quarter[1], 0xee));
+    const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(quarter[2], quarter[3], 0x44),
+                                      _mm512_shuffle_f32x4(quarter[2], quarter[3], 0xee));
+    _mm512_storeu_ps(totals, _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                                           _mm512_shuffle_f32x4(low, high, 0xdd)));
+    return;
+  }
+#endif
+  for (int i = 0; i < Count; ++i) totals[i] = detail::reduce_add<C, Arch>(x[i]);
+}
+
+/// 2^f on [-1/2, 1/2]. fp32: degree 6 with p(0) = 1, minimax over coefficients that are floats (the
+/// linear one is ln 2 rounded): relative error 4.6e-9, so that rounding dominates (degree 5 leaves
+/// 4.3e-7; the real minimax polynomial with its coefficients rounded 2.1e-8, which shows as a
+/// bias). fp64: Taylor series of degree 13, relative error 4e-18.
+template <class Arch>
+inline vector<float, Arch> exp2_fraction(const vector<float, Arch>& f) noexcept {
+  using v = vector<float, Arch>;
+  v p = fmadd<float, Arch>(v(1.56477705e-4F), f, v(1.33976538e-3F));
+  p = fmadd<float, Arch>(p, f, v(9.61761642e-3F));
+  p = fmadd<float, Arch>(p, f, v(5.55034652e-2F));
+  p = fmadd<float, Arch>(p, f, v(2.40226522e-1F));
+  p = fmadd<float, Arch>(p, f, v(6.93147182e-1F));
+  return fmadd<float, Arch>(p, f, v(1.0F));
+}
+
+template <class Arch>
+inline vector<double, Arch> exp2_fraction(const vector<double, Arch>& f) noexcept {
+  using v = vector<double, Arch>;
+  constexpr double ln2 = 0.693147180559945309417232121458;
+  const v t = f * v(ln2);
+  v p(1.0 / 6227020800.0);  // 1 / 13!
+  for (const double coefficient :
+       {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
+        1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0}) {
+    p = fmadd<double, Arch>(p, t, v(coefficient));
+  }
+  return p;
+}
+
+/// 2^x for x <= 0, exactly 0 for x below the smallest normal exponent, -inf included: a hidden pair
+/// weighs nothing. NaN stays NaN.
+template <class C, class Arch>
+inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
+  using v = vector<C, Arch>;
+  constexpr C smallest = std::is_same_v<C, float> ? C(-126) : C(-1022);
+#if defined(__AVX512F__)
+  // The mask takes the place of a clamp: scalef alone would give subnormal weights, which the other
+  // machines do not have, and no lane computes -inf - -inf.
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
+    const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_NLT_UQ);
+    const v whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const v fraction = _mm512_maskz_sub_ps(seen, x, whole);
+    return _mm512_maskz_scalef_ps(seen, exp2_fraction<Arch>(fraction), whole);
+  }
+  if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) {
+    const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_NLT_UQ);
+    const v whole = _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const v fraction = _mm512_maskz_sub_pd(seen, x, whole);
+    return _mm512_maskz_scalef_pd(seen, exp2_fraction<Arch>(fraction), whole);
+  }
+#endif
+  const v clamped = xsimd::max(v(smallest), x);  // the machine's max returns its second on NaN
+  const v whole = xsimd::nearbyint(clamped);
+  const v value = xsimd::ldexp(exp2_fraction<Arch>(v(clamped - whole)), xsimd::to_int(whole));
+  return xsimd::select(x < v(smallest), v(C(0)), value);
+}
+
+}  // namespace detail
+}  // namespace blockattn::inline BLOCKATTN_ABI

@@ -1,0 +1,145 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/core/error.hpp>
+#include <blockattn/distill/distillation_arguments.hpp>
+#include <blockattn/distill/distillation_options.hpp>
+#include <cmath>
+#include <limits>
+
+/// \file
+/// What the functions of this room refuse, in sentences, before anything is written. `function` is
+/// the public name in the text.
+
+namespace blockattn::inline BLOCKATTN_ABI::detail {
+
+/// Sizes are not negative, token ids fit 32 bits, and a view with elements has memory.
+template <class T>
+void check_logits(const char* function, const char* name, const logits_view<T>& view) {
+  require(view.tokens >= 0 && view.vocabulary >= 0 &&
+              view.vocabulary <= std::numeric_limits<std::int32_t>::max(),
+          function, ": ", name, " is (", view.tokens, ", ", view.vocabulary,
+          "), sizes must be >= 0 and token ids fit 32 bits");
+  require(view.tokens == 0 || view.vocabulary > 0, function, ": ", name, " has ", view.tokens,
+          " tokens over an empty vocabulary");
+  require(view.data != nullptr || view.tokens == 0, function, ": ", name,
+          ".data is null but its size is (", view.tokens, ", ", view.vocabulary, ")");
+}
+
+inline void check_length(const char* function,
+                         const char* name,
+                         std::size_t length,
+                         index_t tokens) {
+  require(static_cast<index_t>(length) == tokens, function, ": ", name, " has ", length,
+          " entries for ", tokens, " tokens");
+}
+
+/// One label for each token, inside the vocabulary or negative.
+template <class T>
+void check_labels(const char* function,
+                  std::span<const std::int32_t> labels,
+                  const logits_view<T>& logits) {
+  check_length(function, "labels", labels.size(), logits.tokens);
+  for (std::size_t t = 0; t < labels.size(); ++t) {
+    require(labels[t] < logits.vocabulary, function, ": labels[", t, "] is ", labels[t],
+            " but the vocabulary has ", logits.vocabulary, " tokens");
+  }
+}
+
+template <class C>
+void check_distillation_options(const char* function, const distillation_options& options) {
+  const auto normal = [](double value) {
+    return value >= static_cast<double>(std::numeric_limits<C>::min()) &&
+           value <= static_cast<double>(std::numeric_limits<C>::max());
+  };
+  require(normal(options.temperature) && normal(1 / options.temperature), function,
+          ": options.temperature is ", options.temperature,
+          ", must be positive and, as its inverse, a normal number of the accumulator");
+  require(options.teacher_share > 0 && options.teacher_share < 1, function,
+          ": options.teacher_share is ", options.teacher_share, ", must be in (0, 1)");
+  require(options.label_weight >= 0 && options.label_weight <= 1, function,
+          ": options.label_weight is ", options.label_weight, ", must be in [0, 1]");
+  require(options.total_weight >= 0 && std::isfinite(options.total_weight), function,
+          ": options.total_weight is ", options.total_weight, ", must be finite and >= 0");
+  require(std::isfinite(options.gradient_scale), function, ": options.gradient_scale is ",
+          options.gradient_scale, ", must be finite");
+}
+
+template <class C>
+void check_top_k(const char* function,
+                 const top_k_teacher<C>& top_k,
+                 index_t tokens,
+                 index_t vocabulary) {
+  const auto count = static_cast<index_t>(top_k.ids.size());
+  require(tokens > 0 && count % tokens == 0 && count / tokens <= vocabulary, function,
+          ": top_k.ids has ", count, " entries, not k <= ", vocabulary, " for each of ", tokens,
+          " tokens");
+  require(top_k.log_probabilities.size() == top_k.ids.size(), function,
+          ": top_k.log_probabilities has ", top_k.log_probabilities.size(), " entries, ids ",
+          count);
+  const index_t k = count / tokens;
+  for (index_t i = 0; i < count; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    const std::int32_t id = top_k.ids[at];
+    const std::int32_t previous = i % k == 0 ? -1 : top_k.ids[at - 1];
+    require(id > previous && id < vocabulary, function, ": top_k.ids[", i, "] is ", id, " after ",
+            previous, ", must rise within a token and stay below the vocabulary of ", vocabulary);
+    const C value = top_k.log_probabilities[at];
+    require(value <= 0 && value >= std::numeric_limits<C>::lowest(), function,
+            ": top_k.log_probabilities[", i, "] is ", value, ", must be finite and <= 0");
+  }
+  if (top_k.rest_mass.empty()) return;
+  check_length(function, "top_k.rest_mass", top_k.rest_mass.size(), tokens);
+  for (std::size_t t = 0; t < top_k.rest_mass.size(); ++t) {
+    require(top_k.rest_mass[t] >= 0 && top_k.rest_mass[t] <= 1, function, ": top_k.rest_mass[", t,
+            "] is ", top_k.rest_mass[t], ", must be in [0, 1]");
+  }
+}
+
+template <class Teacher, class Student, class Gradient>
+void check_distillation(const char* function,
+                        const distillation_arguments<Teacher, Student, Gradient>& arguments,
+                        const distillation_options& options) {
+  using C = accumulator_t<Teacher, Student, Gradient>;
+  const auto& [teacher, top_k, student, weights, ignored, labels, d_student, token_losses] =
+      arguments;
+  check_distillation_options<C>(function, options);
+  check_logits(function, "student", student);
+  const index_t tokens = student.tokens;
+  const auto check_shape = [&](const char* name, const auto& view) {
+    check_logits(function, name, view);
+    require(view.tokens == tokens && view.vocabulary == student.vocabulary, function, ": ", name,
+            " is (", view.tokens, ", ", view.vocabulary, ") but student is (", tokens, ", ",
+            student.vocabulary, ")");
+  };
+  require(!teacher || top_k.ids.empty(), function, ": teacher and top_k are both given");
+  require(teacher || !top_k.ids.empty() || options.label_weight == 1 || tokens == 0, function,
+          ": neither teacher nor top_k is given, and options.label_weight is ",
+          options.label_weight);
+  if (teacher) check_shape("teacher", teacher);
+  if (!top_k.ids.empty()) check_top_k(function, top_k, tokens, student.vocabulary);
+  if (!weights.empty()) check_length(function, "weights", weights.size(), tokens);
+  for (std::size_t t = 0; t < weights.size(); ++t) {
+    require(weights[t] >= 0 && weights[t] <= std::numeric_limits<C>::max(), function, ": weights[",
+            t, "] is ", weights[t], ", must be finite and >= 0");
+  }
+  if (!ignored.empty()) check_length(function, "ignored", ignored.size(), tokens);
+  if (!labels.empty() || options.label_weight > 0) check_labels(function, labels, student);
+  if (!token_losses.empty()) check_length(function, "token_losses", token_losses.size(), tokens);
+  if (!d_student) return;
+  check_shape("d_student", d_student);
+  require(tokens <= 1 || d_student.token_stride >= d_student.vocabulary, function,
+          ": rows of d_student overlap: vocabulary ", d_student.vocabulary, ", token_stride ",
+          d_student.token_stride);
+  const void* const written = d_student.data;
+  require(tokens == 0 || written != static_cast<const void*>(teacher.data), function,
+          ": d_student would overwrite the teacher's logits");
+  require(
+      tokens == 0 || written != static_cast<const void*>(student.data) ||
+          (sizeof(Student) == sizeof(Gradient) && student.token_stride == d_student.token_stride),
+      function, ": d_student begins where student does, but has token_stride ",
+      d_student.token_stride, " and ", sizeof(Gradient), " bytes per entry, student ",
+      student.token_stride, " and ", sizeof(Student));
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::detail

@@ -1,0 +1,33 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/core/error.hpp>
+#include <blockattn/core/index.hpp>
+#include <type_traits>
+
+namespace blockattn::inline BLOCKATTN_ABI {
+
+/// A non-owning (tokens, vocabulary) matrix of logits, or of their gradients. The vocabulary is
+/// contiguous; rows may be further apart (entries that pad the vocabulary are left out by it).
+/// `data == nullptr` means absent.
+template <class T>
+struct logits_view {
+  T* data = nullptr;
+  index_t tokens = 0;
+  index_t vocabulary = 0;
+  index_t token_stride = 0;  ///< elements from one token to the next
+
+  constexpr T* row(index_t token) const noexcept { return data + token * token_stride; }
+  constexpr explicit operator bool() const noexcept { return data != nullptr; }
+  constexpr operator logits_view<const T>() const noexcept requires(!std::is_const_v<T>) {
+    return {data, tokens, vocabulary, token_stride};
+  }
+};
+
+/// A contiguous (tokens, vocabulary) buffer.
+template <class T>
+constexpr logits_view<T> dense_logits(T* data, index_t tokens, index_t vocabulary) noexcept {
+  return {data, tokens, vocabulary, vocabulary};
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI
