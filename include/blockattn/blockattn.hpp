@@ -10,6 +10,7 @@
 #include <blockattn/core/executor.hpp>
 #include <blockattn/core/heads_view.hpp>
 #include <blockattn/core/index.hpp>
+#include <blockattn/core/philox.hpp>
 #include <blockattn/core/range.hpp>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/core/workspace.hpp>
@@ -21,6 +22,7 @@
 
 #include <blockattn/mask/attention_mask.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>
+#include <blockattn/mask/block_dropout_mask.hpp>
 #include <blockattn/mask/block_visibility_mask.hpp>
 #include <blockattn/mask/causal_mask.hpp>
 #include <blockattn/mask/custom_mask.hpp>
