@@ -18,6 +18,7 @@
 #include <blockattn/layout/block_layout.hpp>
 #include <blockattn/layout/positions.hpp>
 #include <blockattn/layout/scatter_rows.hpp>
+#include <blockattn/layout/scatter_rows_backward.hpp>
 #include <blockattn/layout/sink_tokens.hpp>
 
 #include <blockattn/mask/attention_mask.hpp>
@@ -40,6 +41,7 @@
 #include <blockattn/rope/reposition.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <blockattn/rope/rotate.hpp>
+#include <blockattn/rope/rotate_backward.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
 #include <blockattn/attention/arguments.hpp>
