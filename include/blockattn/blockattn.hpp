@@ -49,6 +49,7 @@
 #include <blockattn/attention/backward_arguments.hpp>
 #include <blockattn/attention/key_segment.hpp>
 #include <blockattn/attention/merge_arguments.hpp>
+#include <blockattn/attention/merge_backward_arguments.hpp>
 
 #include <blockattn/reference/backward.hpp>
 #include <blockattn/reference/forward.hpp>
@@ -57,6 +58,7 @@
 #include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
+#include <blockattn/cpu/merge_backward.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
 
 #include <blockattn/kv/block_key.hpp>

@@ -9,9 +9,9 @@ namespace blockattn::inline BLOCKATTN_ABI {
 /// state of cached keys that stay as they are.
 template <storage_scalar D = float, class C = accumulator_t<D>>
 struct partial_state_gradient {
-  heads_view<D> d_o = {};                ///< (query_tokens, query_heads, value_dim), written
-  lse_view<C> d_lse = {};                ///< (query_tokens, query_heads), written
-  lse_view<C> d_row_log_weights = {};    ///< (query_tokens, query_heads), written; needs its input
+  heads_view<D> d_o = {};              ///< (query_tokens, query_heads, value_dim), written
+  lse_view<C> d_lse = {};              ///< (query_tokens, query_heads), written
+  lse_view<C> d_row_log_weights = {};  ///< (query_tokens, query_heads), written; needs its input
 };
 
 /// What a merge was given, the gradients of its results, and the gradients to write. The merged
@@ -45,8 +45,8 @@ void check_state_gradient(const state_place& place,
   require(!d_o.data || (d_o.tokens == tokens && d_o.heads == heads && d_o.head_dim == value_dim),
           place, ": d_o is (", d_o.tokens, ", ", d_o.heads, ", ", d_o.head_dim,
           ") but the gradient of the result is (", tokens, ", ", heads, ", ", value_dim, ")");
-  check_lse_view(place, "d_lse", gradient.d_lse, tokens, heads);
-  check_lse_view(place, "d_row_log_weights", gradient.d_row_log_weights, tokens, heads);
+  check_lse_view(place, gradient.d_lse, tokens, heads, "d_lse");
+  check_lse_view(place, gradient.d_row_log_weights, tokens, heads, "d_row_log_weights");
   require(!gradient.d_row_log_weights || has_row_log_weights, place,
           ": d_row_log_weights is wanted but the state has no row_log_weights");
 }
@@ -54,15 +54,14 @@ void check_state_gradient(const state_place& place,
 template <class P, class O, class D>
 void check_merge_backward(const char* function,
                           const merge_backward_arguments<P, O, D>& arguments) {
-  using C = typename merge_backward_arguments<P, O, D>::accumulator_type;
   const auto& d_o = arguments.d_o;
   check_view(function, "d_o", d_o);
-  check_lse_view(function, "d_lse", arguments.d_lse, d_o.tokens, d_o.heads);
+  check_lse_view(function, arguments.d_lse, d_o.tokens, d_o.heads, "d_lse");
   check_sink_logits(function, arguments.sink_logits, d_o.heads);
   const std::size_t d_sinks = arguments.d_sink_logits.size();
   require(d_sinks == 0 || d_sinks == arguments.sink_logits.size(), function, ": ", d_sinks,
           " d_sink_logits for ", arguments.sink_logits.size(), " sink_logits");
-  check_states<C>(function, arguments.states, d_o.tokens, d_o.heads, d_o.head_dim);
+  check_states(function, arguments.states, d_o.tokens, d_o.heads, d_o.head_dim);
   require(arguments.gradients.size() == arguments.states.size(), function, ": ",
           arguments.gradients.size(), " gradients for ", arguments.states.size(), " states");
   for (std::size_t s = 0; s < arguments.states.size(); ++s) {
@@ -74,8 +73,8 @@ void check_merge_backward(const char* function,
     if (!written || d_o.tokens * d_o.heads == 0) continue;
     require(written != d_o.data, place, ": d_o and the gradient of the result share their memory");
     for (std::size_t other = 0; other < arguments.states.size(); ++other) {
-      require(written != arguments.states[other].o.data, place,
-              ": d_o and o of state ", other, " share their memory");
+      require(written != arguments.states[other].o.data, place, ": d_o and o of state ", other,
+              " share their memory");
       require(other == s || written != arguments.gradients[other].d_o.data, place,
               ": d_o and d_o of state ", other, " share their memory");
     }
