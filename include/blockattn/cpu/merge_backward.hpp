@@ -2,37 +2,12 @@
 #pragma once
 
 #include <blockattn/attention/merge_backward_arguments.hpp>
+#include <blockattn/cpu/convert.hpp>
+#include <blockattn/cpu/in_place.hpp>
 #include <blockattn/cpu/run_job.hpp>
-#include <blockattn/cpu/simd.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
-
-namespace detail {
-
-/// a . b over `count` values, in a fixed order: one sum per lane of a chunk, which the compiler
-/// keeps in registers.
-template <class Arch, class C, class A, class B>
-C row_dot(const A* a, const B* b, index_t count) noexcept {
-  constexpr index_t chunk = 128 / static_cast<index_t>(sizeof(C));
-  C sums[chunk] = {};
-  index_t begin = 0;
-  for (; begin + chunk <= count; begin += chunk) {
-    for (index_t i = 0; i < chunk; ++i) {
-      sums[i] +=
-          static_cast<C>(load_scalar(a[begin + i])) * static_cast<C>(load_scalar(b[begin + i]));
-    }
-  }
-  for (index_t i = begin; i < count; ++i) {
-    sums[i - begin] += static_cast<C>(load_scalar(a[i])) * static_cast<C>(load_scalar(b[i]));
-  }
-  for (index_t half = chunk / 2; half > 0; half /= 2) {
-    for (index_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-  }
-  return sums[0];
-}
-
-}  // namespace detail
 
 /// A checked merge_backward call, cut into tasks; run it like a forward_job. Phase 0 goes over the
 /// rows as merge does; phase 1 adds up the sinks' gradients, which phase 0 left for each task, in
@@ -48,6 +23,7 @@ class merge_backward_job {
     const auto states = static_cast<index_t>(arguments.states.size());
     weights_offset_ = layout.take<C>(states);
     dots_offset_ = layout.take<C>(states);
+    d_o_offset_ = layout.take<C>(arguments.d_o.head_dim);
     worker_size_ = layout.size();
     if (!arguments.d_sink_logits.empty()) {
       detail::workspace_layout shared;
@@ -70,13 +46,14 @@ class merge_backward_job {
     const auto scratch =
         workspace.subspan(static_cast<std::size_t>(shared_size_ + worker * worker_size_));
     const index_t heads = arguments_.d_o.heads;
+    const bool with_sinks = !arguments_.d_sink_logits.empty();
+    if (with_sinks) std::fill_n(sink_parts + task * heads, heads, C{0});
     const index_t end = std::min(arguments_.d_o.tokens, (task + 1) * task_tokens);
-    for (index_t head = 0; head < heads; ++head) {
-      C d_sink = 0;
-      for (index_t token = task * task_tokens; token < end; ++token) {
-        d_sink += differentiate_row(token, head, scratch);
+    for (index_t token = task * task_tokens; token < end; ++token) {
+      for (index_t head = 0; head < heads; ++head) {
+        const C d_sink = differentiate_row(token, head, scratch);
+        if (with_sinks) sink_parts[task * heads + head] += d_sink;
       }
-      if (!arguments_.d_sink_logits.empty()) sink_parts[task * heads + head] = d_sink;
     }
   }
 
@@ -90,9 +67,10 @@ class merge_backward_job {
     constexpr C nothing = -std::numeric_limits<C>::infinity();
     const auto states = arguments_.states;
     const index_t value_dim = arguments_.d_o.head_dim;
-    const O* const d_o = arguments_.d_o.row(token, head);
     const std::span weights(detail::piece<C>(scratch, weights_offset_), states.size());
     C* const dots = detail::piece<C>(scratch, dots_offset_);
+    C* const d_o = detail::piece<C>(scratch, d_o_offset_);
+    detail::load_row<Arch>(arguments_.d_o.row(token, head), value_dim, C{1}, d_o);
 
     // Forward's weights p_s, sink included.
     for (std::size_t s = 0; s < states.size(); ++s) {
@@ -113,37 +91,22 @@ class merge_backward_job {
     for (std::size_t s = 0; s < states.size(); ++s) {
       weights[s] *= left;
       if (weights[s] == 0) continue;
-      dots[s] = detail::row_dot<Arch, C>(d_o, states[s].o.row(token, head), value_dim);
+      detail::dot_rows<Arch, 1, 1>(d_o, 0, states[s].o.row(token, head), 0, value_dim, dots + s, 1);
       delta += weights[s] * dots[s];
     }
     const C d_lse = arguments_.d_lse ? arguments_.d_lse.at(token, head) : C{0};
     for (std::size_t s = 0; s < states.size(); ++s) {
+      const auto& gradient = arguments_.gradients[s];
       const C d_weight = weights[s] == 0 ? C{0} : weights[s] * (dots[s] - delta + d_lse);
-      write_state_gradient(s, token, head, weights[s], d_weight);
+      if (gradient.d_o.data) {
+        detail::store_row<Arch>(d_o, value_dim, weights[s], gradient.d_o.row(token, head));
+      }
+      if (gradient.d_lse) {
+        gradient.d_lse.at(token, head) = static_cast<C>(states[s].log_weight_scale) * d_weight;
+      }
+      if (gradient.d_row_log_weights) gradient.d_row_log_weights.at(token, head) = d_weight;
     }
     return merge_weight<Arch>(sink, lse) * (d_lse - delta);
-  }
-
-  /// d_o_s = p_s d_o and what d_weight, the gradient of the state's log weight, brings.
-  void write_state_gradient(
-      std::size_t s, index_t token, index_t head, C weight, C d_weight) const noexcept {
-    const auto& gradient = arguments_.gradients[s];
-    if (gradient.d_lse) {
-      const C scale = static_cast<C>(arguments_.states[s].log_weight_scale);
-      gradient.d_lse.at(token, head) = scale * d_weight;
-    }
-    if (gradient.d_row_log_weights) gradient.d_row_log_weights.at(token, head) = d_weight;
-    if (!gradient.d_o.data) return;
-    const O* const d_o = arguments_.d_o.row(token, head);
-    D* const out = gradient.d_o.row(token, head);
-    const index_t value_dim = arguments_.d_o.head_dim;
-    if (weight == 0) {
-      for (index_t i = 0; i < value_dim; ++i) store_scalar(out[i], C{0});
-    } else {
-      for (index_t i = 0; i < value_dim; ++i) {
-        store_scalar(out[i], weight * static_cast<C>(load_scalar(d_o[i])));
-      }
-    }
   }
 
   void add_sink_parts(const C* sink_parts) const noexcept {
@@ -158,6 +121,7 @@ class merge_backward_job {
   arguments_type arguments_;
   index_t weights_offset_ = 0;
   index_t dots_offset_ = 0;
+  index_t d_o_offset_ = 0;
   index_t worker_size_ = 0;
   index_t shared_size_ = 0;
 };
@@ -182,8 +146,8 @@ merge_backward_job<P, O, D, Arch> prepare_merge_backward(
 /// that are absent or whose weight is 0 in a row get gradient 0 there; their o is not read and may
 /// hold anything. Throws `error` on shapes that disagree, a gradient of what is not there,
 /// gradients that begin where other tensors do. Bound by memory: each o is read once, each d_o_s
-/// written once. Same bits for every executor. Workspace: 2 * states values for each worker, and
-/// heads / 16 values per token when d_sink_logits is wanted.
+/// written once. Same bits for every executor. Workspace: 2 * states + value_dim values for each
+/// worker, and heads / 16 values per token when d_sink_logits is wanted.
 template <class P = float, class O = P, class D = P, class Arch = default_arch, class Executor>
 requires executor<std::remove_reference_t<Executor>>
 void merge_backward(const merge_backward_arguments<P, O, D>& arguments,
