@@ -10,6 +10,7 @@
 #include <blockattn/core/executor.hpp>
 #include <blockattn/core/heads_view.hpp>
 #include <blockattn/core/index.hpp>
+#include <blockattn/core/philox.hpp>
 #include <blockattn/core/range.hpp>
 #include <blockattn/core/run_job.hpp>
 #include <blockattn/core/storage.hpp>
@@ -18,10 +19,12 @@
 #include <blockattn/layout/block_layout.hpp>
 #include <blockattn/layout/positions.hpp>
 #include <blockattn/layout/scatter_rows.hpp>
+#include <blockattn/layout/scatter_rows_backward.hpp>
 #include <blockattn/layout/sink_tokens.hpp>
 
 #include <blockattn/mask/attention_mask.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>
+#include <blockattn/mask/block_dropout_mask.hpp>
 #include <blockattn/mask/block_visibility_mask.hpp>
 #include <blockattn/mask/causal_mask.hpp>
 #include <blockattn/mask/custom_mask.hpp>
@@ -39,6 +42,7 @@
 #include <blockattn/rope/reposition.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <blockattn/rope/rotate.hpp>
+#include <blockattn/rope/rotate_backward.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
 
 #include <blockattn/attention/arguments.hpp>
@@ -46,6 +50,7 @@
 #include <blockattn/attention/backward_arguments.hpp>
 #include <blockattn/attention/key_segment.hpp>
 #include <blockattn/attention/merge_arguments.hpp>
+#include <blockattn/attention/merge_backward_arguments.hpp>
 
 #include <blockattn/reference/backward.hpp>
 #include <blockattn/reference/forward.hpp>
@@ -54,6 +59,7 @@
 #include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
+#include <blockattn/cpu/merge_backward.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
 
 #include <blockattn/distill/distillation_loss.hpp>

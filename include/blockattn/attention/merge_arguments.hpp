@@ -42,31 +42,36 @@ inline void append_part(std::string& text, const state_place& place) {
   text += sentence(place.function, ": state ", place.state);
 }
 
+/// States against the (tokens, heads, value_dim) result of their merge.
+template <class P, class C>
+void check_states(const char* function,
+                  std::span<const partial_state<P, C>> states,
+                  index_t tokens,
+                  index_t heads,
+                  index_t value_dim) {
+  index_t number = 0;
+  for (const auto& state : states) {
+    const state_place place{function, number++};
+    check_view(place, "o", state.o);
+    require(state.o.tokens == tokens && state.o.heads == heads && state.o.head_dim == value_dim,
+            place, ": o is (", state.o.tokens, ", ", state.o.heads, ", ", state.o.head_dim,
+            ") but the result is (", tokens, ", ", heads, ", ", value_dim, ")");
+    require(state.lse || tokens * heads == 0, place, ": lse is missing");
+    check_lse_view(place, state.lse, tokens, heads);
+    check_lse_view(place, state.row_log_weights, tokens, heads, "row_log_weights");
+    require(is_finite_as<C>(state.log_weight_scale) && is_log_weight<C>(state.log_weight), place,
+            ": log_weight_scale ", state.log_weight_scale, " must be finite and log_weight ",
+            state.log_weight, " finite or -inf, in the accumulator");
+  }
+}
+
 template <class P, class O>
 void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
   const auto& o = arguments.o;
   check_output_view(function, "o", o);
   check_lse_view(function, arguments.lse, o.tokens, o.heads);
   check_sink_logits(function, arguments.sink_logits, o.heads);
-  index_t number = 0;
-  for (const auto& state : arguments.states) {
-    const state_place place{function, number++};
-    check_view(place, "o", state.o);
-    require(
-        state.o.tokens == o.tokens && state.o.heads == o.heads && state.o.head_dim == o.head_dim,
-        place, ": o is (", state.o.tokens, ", ", state.o.heads, ", ", state.o.head_dim,
-        ") but the result is (", o.tokens, ", ", o.heads, ", ", o.head_dim, ")");
-    require(state.lse || o.tokens * o.heads == 0, place, ": lse is missing");
-    check_lse_view(place, state.lse, o.tokens, o.heads);
-    const auto& row_weights = state.row_log_weights;
-    require(!row_weights || (row_weights.tokens == o.tokens && row_weights.heads == o.heads), place,
-            ": row_log_weights is (", row_weights.tokens, ", ", row_weights.heads,
-            ") but there are (", o.tokens, ", ", o.heads, ") query tokens and heads");
-    using C = typename merge_arguments<P, O>::accumulator_type;
-    require(is_finite_as<C>(state.log_weight_scale) && is_log_weight<C>(state.log_weight), place,
-            ": log_weight_scale ", state.log_weight_scale, " must be finite and log_weight ",
-            state.log_weight, " finite or -inf, in the accumulator");
-  }
+  check_states(function, arguments.states, o.tokens, o.heads, o.head_dim);
 }
 
 }  // namespace detail

@@ -8,7 +8,8 @@ namespace blockattn::inline BLOCKATTN_ABI {
 /// Moves rows that were rotated for position p to p + delta: rows[t] = U_delta rows[t], in place,
 /// for every head. The magnitude m is in the rows already and is not applied again. For engines
 /// that want one contiguous cache; key_segment::query_shift does the same without writing. In exact
-/// arithmetic equal to rotate at p + delta; here the stored rows are rounded twice.
+/// arithmetic equal to rotate at p + delta; here the stored rows are rounded twice. Inverse and
+/// adjoint are both reposition by -delta, as U is orthogonal.
 ///
 /// \param rows   (tokens, heads, head_dim), read and written
 /// \param delta  any sign, may be fractional; |delta| <= max_rope_position

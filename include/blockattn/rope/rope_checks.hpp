@@ -7,7 +7,7 @@
 #include <span>
 
 /// \file
-/// What rotate and reposition refuse. `function` is the public name in the text.
+/// What rotate, rotate_backward and reposition refuse. `function` is the public name in the text.
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
 
@@ -15,12 +15,14 @@ template <class In, class Out>
 void check_rope_rows(const char* function,
                      const rope& rotation,
                      const heads_view<In>& in,
-                     const heads_view<Out>& out) {
-  check_view(function, "in", in);
-  check_output_view(function, "out", out);
+                     const heads_view<Out>& out,
+                     const char* in_name = "in",
+                     const char* out_name = "out") {
+  check_view(function, in_name, in);
+  check_output_view(function, out_name, out);
   require(in.tokens == out.tokens && in.heads == out.heads && in.head_dim == out.head_dim, function,
-          ": in is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ") but out is (", out.tokens,
-          ", ", out.heads, ", ", out.head_dim, ")");
+          ": ", in_name, " is (", in.tokens, ", ", in.heads, ", ", in.head_dim, ") but ", out_name,
+          " is (", out.tokens, ", ", out.heads, ", ", out.head_dim, ")");
   require(in.head_dim == rotation.head_dim(), function, ": rows have head_dim ", in.head_dim,
           " but the rope was made for ", rotation.head_dim());
 }

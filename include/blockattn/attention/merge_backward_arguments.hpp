@@ -1,0 +1,85 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/merge_arguments.hpp>
+
+namespace blockattn::inline BLOCKATTN_ABI {
+
+/// Where the gradients of one partial state go. A part that is left empty is not wanted, as for the
+/// state of cached keys that stay as they are.
+template <storage_scalar D = float, class C = accumulator_t<D>>
+struct partial_state_gradient {
+  heads_view<D> d_o = {};              ///< (query_tokens, query_heads, value_dim), written
+  lse_view<C> d_lse = {};              ///< (query_tokens, query_heads), written
+  lse_view<C> d_row_log_weights = {};  ///< (query_tokens, query_heads), written; needs its input
+};
+
+/// What a merge was given, the gradients of its results, and the gradients to write. The merged
+/// state itself is not needed. Gradients may be stored in another type than their tensors and
+/// overlap nothing else.
+template <storage_scalar P = float, storage_scalar O = P, storage_scalar D = P>
+struct merge_backward_arguments {
+  using accumulator_type = accumulator_t<P, O, D>;
+
+  std::span<const partial_state<P, accumulator_type>> states;  ///< as merge had them
+  heads_view<const O> d_o;  ///< (query_tokens, query_heads, value_dim)
+  /// (query_tokens, query_heads) gradient of lse, where the loss depends on it; optional.
+  lse_view<const accumulator_type> d_lse = {};
+  std::span<const partial_state_gradient<D, accumulator_type>> gradients;  ///< (states), written
+  std::span<const accumulator_type> sink_logits = {};  ///< (query_heads) as merge had them
+  /// (query_heads) written; empty = not wanted. Needs sink_logits.
+  std::span<accumulator_type> d_sink_logits = {};
+};
+
+namespace detail {
+
+template <class D, class C>
+void check_state_gradient(const state_place& place,
+                          const partial_state_gradient<D, C>& gradient,
+                          bool has_row_log_weights,
+                          index_t tokens,
+                          index_t heads,
+                          index_t value_dim) {
+  const auto& d_o = gradient.d_o;
+  check_output_view(place, "d_o", d_o);
+  require(!d_o.data || (d_o.tokens == tokens && d_o.heads == heads && d_o.head_dim == value_dim),
+          place, ": d_o is (", d_o.tokens, ", ", d_o.heads, ", ", d_o.head_dim,
+          ") but the gradient of the result is (", tokens, ", ", heads, ", ", value_dim, ")");
+  check_lse_view(place, gradient.d_lse, tokens, heads, "d_lse");
+  check_lse_view(place, gradient.d_row_log_weights, tokens, heads, "d_row_log_weights");
+  require(!gradient.d_row_log_weights || has_row_log_weights, place,
+          ": d_row_log_weights is wanted but the state has no row_log_weights");
+}
+
+template <class P, class O, class D>
+void check_merge_backward(const char* function,
+                          const merge_backward_arguments<P, O, D>& arguments) {
+  const auto& d_o = arguments.d_o;
+  check_view(function, "d_o", d_o);
+  check_lse_view(function, arguments.d_lse, d_o.tokens, d_o.heads, "d_lse");
+  check_sink_logits(function, arguments.sink_logits, d_o.heads);
+  const std::size_t d_sinks = arguments.d_sink_logits.size();
+  require(d_sinks == 0 || d_sinks == arguments.sink_logits.size(), function, ": ", d_sinks,
+          " d_sink_logits for ", arguments.sink_logits.size(), " sink_logits");
+  check_states(function, arguments.states, d_o.tokens, d_o.heads, d_o.head_dim);
+  require(arguments.gradients.size() == arguments.states.size(), function, ": ",
+          arguments.gradients.size(), " gradients for ", arguments.states.size(), " states");
+  for (std::size_t s = 0; s < arguments.states.size(); ++s) {
+    const state_place place{function, static_cast<index_t>(s)};
+    const auto& gradient = arguments.gradients[s];
+    check_state_gradient(place, gradient, static_cast<bool>(arguments.states[s].row_log_weights),
+                         d_o.tokens, d_o.heads, d_o.head_dim);
+    const void* const written = gradient.d_o.data;
+    if (!written || d_o.tokens * d_o.heads == 0) continue;
+    require(written != d_o.data, place, ": d_o and the gradient of the result share their memory");
+    for (std::size_t other = 0; other < arguments.states.size(); ++other) {
+      require(written != arguments.states[other].o.data, place, ": d_o and o of state ", other,
+              " share their memory");
+      require(other == s || written != arguments.gradients[other].d_o.data, place,
+              ": d_o and d_o of state ", other, " share their memory");
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace blockattn::inline BLOCKATTN_ABI
