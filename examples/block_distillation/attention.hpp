@@ -9,6 +9,7 @@
 #include <blockattn/plan/make_tile_plan.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <blockattn/rope/rotate.hpp>
+#include <blockattn/rope/rotate_backward.hpp>
 #include <vector>
 
 #include "parameters.hpp"
@@ -19,13 +20,11 @@ namespace distillation {
 /// sink tokens, and who sees whom on it. One plan serves all layers, heads and both directions.
 template <class T>
 struct token_axis {
-  token_axis(ba::block_layout axis_layout,
-             const ba::attention_mask& mask,
-             const model_shape& shape)
+  token_axis(ba::block_layout axis_layout, const ba::attention_mask& mask, const model_shape& shape)
       : layout(std::move(axis_layout)),
         positions(ba::global_positions(layout)),
-        plan(ba::make_tile_plan(mask, ba::cpu::tile_shape_for<T>(shape.head_dim),
-                                {.transposed = true})) {}
+        plan(ba::make_tile_plan(
+            mask, ba::cpu::tile_shape_for<T>(shape.head_dim), {.transposed = true})) {}
 
   ba::index_t tokens() const { return layout.tokens(); }
 

@@ -17,9 +17,9 @@ struct optimizer_options {
   double beta2 = 0.98;
   double epsilon = 1e-8;
   double weight_decay = 0.01;
-  double gradient_norm = 1;     ///< longer gradients are cut to this length
-  double warmup = 0.05;         ///< share of the steps in which the rate rises from 0
-  double final_rate = 0.05;     ///< share of the highest rate that the cosine ends at
+  double gradient_norm = 1;  ///< longer gradients are cut to this length
+  double warmup = 0.05;      ///< share of the steps in which the rate rises from 0
+  double final_rate = 0.05;  ///< share of the highest rate that the cosine ends at
 };
 
 /// The rate of a step: linear warm-up, then half a cosine.

@@ -11,7 +11,8 @@ namespace distillation {
 
 /// Sizes of a Llama-type transformer: RMS norms, grouped-query attention with RoPE, SwiGLU.
 struct model_shape {
-  ba::index_t vocabulary = 0;  ///< token ids, sink tokens included
+  ba::index_t vocabulary = 0;
+  ba::index_t sinks = 1;  ///< sink tokens of a block, in models that have them
   ba::index_t layers = 4;
   ba::index_t width = 64;
   ba::index_t heads = 4;
@@ -36,7 +37,6 @@ struct tensor {
 struct layer_tensors {
   tensor attention_norm;  ///< (1, width)
   tensor qkv;             ///< (qkv_width, width): query heads, key heads, value heads
-  tensor qkv_bias;        ///< (1, qkv_width)
   tensor attended;        ///< (width, heads * head_dim)
   tensor ffn_norm;        ///< (1, width)
   tensor gate_up;         ///< (2 ffn_width, width)
@@ -53,10 +53,10 @@ struct parameter_map {
       return taken;
     };
     embedding = take(shape.vocabulary, shape.width);
+    sinks = take(shape.sinks, shape.width);
     for (ba::index_t i = 0; i < shape.layers; ++i) {
       layers.push_back({.attention_norm = take(1, shape.width),
                         .qkv = take(shape.qkv_width(), shape.width),
-                        .qkv_bias = take(1, shape.qkv_width()),
                         .attended = take(shape.width, shape.heads * shape.head_dim),
                         .ffn_norm = take(1, shape.width),
                         .gate_up = take(2 * shape.ffn_width, shape.width),
@@ -67,6 +67,7 @@ struct parameter_map {
   }
 
   tensor embedding;  ///< (vocabulary, width)
+  tensor sinks;      ///< (sinks, width) embeddings of the sink tokens
   std::vector<layer_tensors> layers;
   tensor output_norm;  ///< (1, width)
   tensor output;       ///< (vocabulary, width)
@@ -100,20 +101,10 @@ std::vector<T> initial_parameters(const model_shape& shape, std::uint64_t seed) 
   };
   const double residual = 1 / std::sqrt(2.0 * static_cast<double>(shape.layers));
   fill(map.embedding, 1);
+  fill(map.sinks, 1);
   for (const layer_tensors& layer : map.layers) {
     fill(layer.qkv, inputs_rule(layer.qkv));
-    fill(layer.qkv_bias, getenv("BIAS") ? atof(getenv("BIAS")) : 0.0);
     fill(layer.attended, residual * inputs_rule(layer.attended));
-    if (getenv("MIM")) {
-      const double mim = atof(getenv("MIM"));
-      auto w = view(std::span<T>(values), layer.qkv); auto o = view(std::span<T>(values), layer.attended);
-      const auto hd = shape.head_dim;
-      for (ba::index_t h = 0; h < shape.heads; ++h) {
-        const auto g = h / (shape.heads / shape.kv_heads);
-        if (h % 2 == 0) w.middleRows(h * hd + shape.rotary_dim, hd - shape.rotary_dim) = T(1 + 0 * mim) * w.middleRows((shape.heads + g) * hd + shape.rotary_dim, hd - shape.rotary_dim);
-        o.middleCols(h * hd, hd) += T(mim) * w.middleRows((shape.heads + shape.kv_heads + g) * hd, hd).transpose();
-      }
-    }
     fill(layer.gate_up, inputs_rule(layer.gate_up));
     fill(layer.down, residual * inputs_rule(layer.down));
   }

@@ -15,14 +15,22 @@ namespace {
 constexpr std::array<std::string_view, 2> marks = {".", "?"};
 enum mark : int { stop, question };
 
-constexpr std::array<std::string_view, 32> people = {
-    "ada",  "anna",  "arun", "boris", "carl", "chen", "clara", "dana", "diego", "elena", "eva",
-    "felix", "grace", "hana", "hugo", "igor", "ines", "jack", "jonas", "kofi", "lars", "leila",
-    "maria", "mina", "noah", "olga", "omar", "petra", "priya", "rosa", "samir", "yuki"};
+constexpr std::array<std::string_view, 40> people = {
+    "ada",   "alan",  "anna",  "arun",  "boris", "carl",  "chen",  "clara", "dana", "diego",
+    "elena", "emil",  "eva",   "felix", "gina",  "grace", "hana",  "hugo",  "igor", "ines",
+    "jack",  "jonas", "kofi",  "lars",  "leila", "leo",   "maria", "mina",  "nina", "noah",
+    "olga",  "omar",  "oscar", "paula", "petra", "priya", "rosa",  "samir", "vera", "yuki"};
 
 constexpr std::array<std::string_view, 16> cities = {
     "accra", "athens", "berlin", "bogota", "cairo", "delhi", "dublin", "hanoi",
-    "kyoto", "lagos", "lima", "lisbon", "oslo", "paris", "quito", "rome"};
+    "kyoto", "lagos",  "lima",   "lisbon", "oslo",  "paris", "quito",  "rome"};
+
+/// Share of the sentences, from the second block on, that are links; share of those that are
+/// restated; most questions of a final block; the share of them that ask for links.
+constexpr double linked_share = 0.6;
+constexpr double restated_share = 0.5;
+constexpr std::size_t most_questions = 8;
+constexpr std::size_t linked_questions = 6;
 
 constexpr int first_person = static_cast<int>(marks.size());
 constexpr int first_city = first_person + static_cast<int>(people.size());
@@ -72,23 +80,23 @@ std::vector<int> shuffled(int count, random_source& random) {
   return order;
 }
 
-std::vector<resident> draw_residents(const task_options& options, random_source& random) {
+std::vector<resident> draw_residents(const document_size& size,
+                                     ba::index_t blocks,
+                                     random_source& random) {
   const std::vector<int> names = shuffled(static_cast<int>(people.size()), random);
-  const ba::index_t blocks = options.fewest_blocks + random.below(static_cast<std::uint32_t>(options.context_blocks - options.fewest_blocks + 1));
   std::vector<resident> residents;
   std::vector<int> earlier;  // direct facts of earlier blocks
   for (ba::index_t block = 0; block < blocks; ++block) {
     std::vector<int> here;
-    for (ba::index_t s = 0; s < options.sentences_per_block; ++s) {
-      const int index = static_cast<int>(residents.size());
+    for (ba::index_t s = 0; s < size.sentences_per_block; ++s) {
       resident one{.name = first_person + names[residents.size()], .city = 0, .home = -1};
-      if (block > 0 && random.chance(options.linked)) {
+      if (!earlier.empty() && random.chance(linked_share)) {
         one.home = earlier[random.below(static_cast<std::uint32_t>(earlier.size()))];
         one.city = residents[static_cast<std::size_t>(one.home)].city;
-        one.restated = random.chance(options.restated);
+        one.restated = random.chance(restated_share);
       } else {
         one.city = first_city + static_cast<int>(random.below(cities.size()));
-        here.push_back(index);
+        here.push_back(static_cast<int>(residents.size()));
       }
       residents.push_back(one);
     }
@@ -97,12 +105,9 @@ std::vector<resident> draw_residents(const task_options& options, random_source&
   return residents;
 }
 
-/// The people asked about: three quarters of them for an unrestated link, the rest for a direct
-/// fact, no two of one household (the answer for one would give the other away).
-std::vector<int> draw_questions(const task_options& options,
-                                const std::vector<resident>& residents,
-                                random_source& random) {
-  const auto count = static_cast<std::size_t>(options.questions);
+/// The people asked about: most of them for an unrestated link, the rest for a direct fact, no two
+/// of one household (the answer for one would give the other away).
+std::vector<int> draw_questions(const std::vector<resident>& residents, random_source& random) {
   std::vector<int> asked;
   std::vector<char> used(residents.size(), 0);
   const std::vector<int> order = shuffled(static_cast<int>(residents.size()), random);
@@ -118,8 +123,8 @@ std::vector<int> draw_questions(const task_options& options,
       asked.push_back(index);
     }
   };
-  take(true, count - count / 4);
-  take(false, count);
+  take(true, linked_questions);
+  take(false, most_questions);
   std::vector<int> mixed;
   for (const int place : shuffled(static_cast<int>(asked.size()), random)) {
     mixed.push_back(asked[static_cast<std::size_t>(place)]);
@@ -127,8 +132,11 @@ std::vector<int> draw_questions(const task_options& options,
   return mixed;
 }
 
-ba::block_layout write_sequence(const task_options& options, random_source& random, batch& target) {
-  const std::vector<resident> residents = draw_residents(options, random);
+ba::block_layout write_sequence(const document_size& size, random_source& random, batch& target) {
+  const ba::index_t blocks =
+      size.fewest_blocks +
+      random.below(static_cast<std::uint32_t>(size.most_blocks - size.fewest_blocks + 1));
+  const std::vector<resident> residents = draw_residents(size, blocks, random);
   writer text(target);
   for (std::size_t i = 0; i < residents.size(); ++i) {
     const resident& one = residents[i];
@@ -140,9 +148,9 @@ ba::block_layout write_sequence(const task_options& options, random_source& rand
       if (one.restated) text.write(one.city, target_kind::restated);
     }
     text.write(mark::stop);
-    if ((i + 1) % static_cast<std::size_t>(options.sentences_per_block) == 0) text.end_block();
+    if ((i + 1) % static_cast<std::size_t>(size.sentences_per_block) == 0) text.end_block();
   }
-  for (const int index : draw_questions(options, residents, random)) {
+  for (const int index : draw_questions(residents, random)) {
     const resident& one = residents[static_cast<std::size_t>(index)];
     text.write(mark::question);
     text.write(one.name);
@@ -154,22 +162,20 @@ ba::block_layout write_sequence(const task_options& options, random_source& rand
 
 }  // namespace
 
-int task::vocabulary() { return first_city + static_cast<int>(cities.size()); }
+int vocabulary_size() { return first_city + static_cast<int>(cities.size()); }
 
-std::string task::word(int id) {
+std::string word(int id) {
   const auto index = static_cast<std::size_t>(id);
   if (id < first_person) return std::string(marks[index]);
   if (id < first_city) return std::string(people[index - marks.size()]);
   return std::string(cities[index - marks.size() - people.size()]);
 }
 
-batch task::draw(ba::index_t sequences, std::uint64_t seed) const {
+batch draw_batch(const document_size& size, ba::index_t tokens, std::uint64_t seed) {
   batch result;
   random_source random(seed);
   std::vector<ba::block_layout> layouts;
-  for (ba::index_t s = 0; s < sequences; ++s) {
-    layouts.push_back(write_sequence(options_, random, result));
-  }
+  while (std::ssize(result.ids) < tokens) layouts.push_back(write_sequence(size, random, result));
   result.layout = ba::pack_sequences(layouts);
   return result;
 }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <blockattn/layout/scatter_rows.hpp>
+#include <blockattn/layout/scatter_rows_backward.hpp>
+#include <utility>
 
 #include "attention.hpp"
 #include "layers.hpp"
@@ -27,18 +29,14 @@ class transformer {
   /// Scores of the next token for every source token of the axis.
   /// \param weights  (parameters().size)
   /// \param axis     who sees whom; kept until `backward`
-  /// \param ids      (axis.tokens()) token ids, sinks included
+  /// \param ids      (source tokens) token ids
   /// \return (source tokens, vocabulary), valid until the next call
   const matrix<T>& forward(std::span<const T> weights,
                            const token_axis<T>& axis,
                            std::span<const int> ids) {
-    const auto embedding = view(weights, map_.embedding);
     layers_.resize(map_.layers.size());
-    states_.resize(axis.tokens(), shape_.width);
     for (layer_memory& memory : layers_) memory.resize(axis.tokens(), shape_);
-    for (ba::index_t i = 0; i < axis.tokens(); ++i) {
-      states_.row(i) = embedding.row(ids[static_cast<std::size_t>(i)]);
-    }
+    embed(weights, axis, ids);
     for (std::size_t l = 0; l < layers_.size(); ++l) {
       for_runs(workers_, axis.tokens(), [&](const ba::index_range& rows, ba::index_t /*run*/) {
         project_heads(weights, map_.layers[l], axis, rows, layers_[l]);
@@ -78,12 +76,7 @@ class transformer {
         project_heads_backward(weights, map_.layers[l], axis, rows, layers_[l], part_of(run));
       });
     }
-    for_runs(workers_, axis.tokens(), [&](const ba::index_range& rows, ba::index_t run) {
-      auto d_embedding = view(part_of(run), map_.embedding);
-      for (ba::index_t i = rows.begin; i < rows.end; ++i) {
-        d_embedding.row(ids[static_cast<std::size_t>(i)]) += d_states_.row(i);
-      }
-    });
+    embed_backward(axis, ids);
     sum_gradients(gradient);
   }
 
@@ -112,9 +105,7 @@ class transformer {
   };
 
   static ba::rope_options rope_options(const model_shape& shape) {
-    return {.head_dim = shape.head_dim,
-            .rotary_dim = shape.rotary_dim,
-            .theta = shape.rope_theta};
+    return {.head_dim = shape.head_dim, .rotary_dim = shape.rotary_dim, .theta = shape.rope_theta};
   }
 
   template <class M>
@@ -126,11 +117,40 @@ class transformer {
   }
   std::span<T> part_of(ba::index_t run) { return gradients_[static_cast<std::size_t>(run)]; }
 
-  void rotate(matrix<T>& qkv, const ba::index_range& rows, std::span<const double> positions) {
-    const ba::heads_view<T> heads = fused_heads<T>{qkv, shape_}.rotated();
-    ba::rotate(rope_, ba::token_slice(heads, rows.begin, rows.size()),
-               positions.subspan(static_cast<std::size_t>(rows.begin),
-                                 static_cast<std::size_t>(rows.size())));
+  ba::index_t sinks_of(const token_axis<T>& axis) const {
+    return axis.layout.sink_options().tokens_per_block;
+  }
+  ba::heads_view<T> rotated_rows(matrix<T>& qkv, const ba::index_range& rows) const {
+    return ba::token_slice(fused_heads<T>{qkv, shape_}.rotated(), rows.begin, rows.size());
+  }
+  static std::span<const double> positions_of(const token_axis<T>& axis,
+                                              const ba::index_range& rows) {
+    return std::span(axis.positions)
+        .subspan(static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.size()));
+  }
+
+  // states = the embedding of each token, with the sinks' at their places
+  void embed(std::span<const T> weights, const token_axis<T>& axis, std::span<const int> ids) {
+    const auto embedding = view(weights, map_.embedding);
+    matrix<T> source(std::ssize(ids), shape_.width);
+    for (ba::index_t i = 0; i < source.rows(); ++i) {
+      source.row(i) = embedding.row(ids[static_cast<std::size_t>(i)]);
+    }
+    const auto sinks = view(weights, map_.sinks).topRows(sinks_of(axis));
+    states_.resize(axis.tokens(), shape_.width);
+    ba::scatter_rows(axis.layout, elements(std::as_const(source)), elements(sinks),
+                     elements(states_), shape_.width);
+  }
+
+  void embed_backward(const token_axis<T>& axis, std::span<const int> ids) {
+    matrix<T> d_source(std::ssize(ids), shape_.width);
+    auto d_embedding = view(part_of(0), map_.embedding);
+    auto d_sinks = view(part_of(0), map_.sinks).topRows(sinks_of(axis));
+    ba::scatter_rows_backward(axis.layout, elements(std::as_const(d_states_)), elements(d_source),
+                              elements(d_sinks), shape_.width);
+    for (ba::index_t i = 0; i < d_source.rows(); ++i) {
+      d_embedding.row(ids[static_cast<std::size_t>(i)]) += d_source.row(i);
+    }
   }
 
   // qkv = rotated(norm(states) W^T)
@@ -144,8 +164,7 @@ class transformer {
     rms_norm(rows_of(states_, rows), view(weights, layer.attention_norm), normed,
              row_of(memory.attention_rms, rows));
     rows_of(memory.qkv, rows).noalias() = normed * view(weights, layer.qkv).transpose();
-    rows_of(memory.qkv, rows).rowwise() += view(weights, layer.qkv_bias).row(0);
-    rotate(memory.qkv, rows, axis.positions);
+    ba::rotate(rope_, rotated_rows(memory.qkv, rows), positions_of(axis, rows));
   }
 
   void attend(const token_axis<T>& axis, layer_memory& memory) {
@@ -154,8 +173,7 @@ class transformer {
         {.q = heads.queries(),
          .k = heads.keys(),
          .v = heads.values(),
-         .o = ba::token_major(memory.attended.data(), axis.tokens(), shape_.heads,
-                              shape_.head_dim),
+         .o = ba::token_major(memory.attended.data(), axis.tokens(), shape_.heads, shape_.head_dim),
          .lse = ba::token_major_lse(memory.lse.data(), axis.tokens(), shape_.heads)},
         axis.plan, {}, workers_);
   }
@@ -168,8 +186,7 @@ class transformer {
     auto middle = rows_of(memory.middle, rows);
     auto gate_up = rows_of(memory.gate_up, rows);
     middle = rows_of(states_, rows);
-    middle.noalias() +=
-        rows_of(memory.attended, rows) * view(weights, layer.attended).transpose();
+    middle.noalias() += rows_of(memory.attended, rows) * view(weights, layer.attended).transpose();
     matrix<T> normed(rows.size(), shape_.width);
     rms_norm(middle, view(weights, layer.ffn_norm), normed, row_of(memory.ffn_rms, rows));
     gate_up.noalias() = normed * view(weights, layer.gate_up).transpose();
@@ -207,11 +224,8 @@ class transformer {
                         row_of(source_rms_, rows), d_normed, rows_of(d_source, rows),
                         view(part_of(run), map_.output_norm));
     });
-    // The adjoint of leaving out the sinks is to give them zeros.
-    const std::vector<T> no_gradient(static_cast<std::size_t>(
-        axis.layout.sink_options().tokens_per_block * shape_.width));
-    ba::scatter_rows(axis.layout, elements(std::as_const(d_source)),
-                     std::span<const T>(no_gradient), elements(d_states_), shape_.width);
+    ba::gather_rows_backward(axis.layout, elements(std::as_const(d_source)), elements(d_states_),
+                             shape_.width);
   }
 
   void feed_forward_backward(std::span<const T> weights,
@@ -265,11 +279,7 @@ class transformer {
                               std::span<T> part) {
     const auto input = rows_of(memory.input, rows);
     const auto gain = view(weights, layer.attention_norm);
-    // A rotation's adjoint turns the other way.
-    std::vector<double> backwards(axis.positions);
-    for (double& position : backwards) position = -position;
-    rotate(d_qkv_, rows, backwards);
-    view(part, layer.qkv_bias) += rows_of(d_qkv_, rows).colwise().sum();
+    ba::rotate_backward(rope_, rotated_rows(d_qkv_, rows), positions_of(axis, rows));
     matrix<T> normed(rows.size(), shape_.width);
     rms_norm(input, gain, normed, row_of(memory.attention_rms, rows));
     view(part, layer.qkv).noalias() += rows_of(d_qkv_, rows).transpose() * normed;
@@ -281,18 +291,19 @@ class transformer {
   void sum_gradients(std::span<T> gradient) {
     using row = Eigen::Array<T, Eigen::Dynamic, 1>;
     constexpr ba::index_t grain = 8192;
-    workers_.parallel_for(ba::ceil_divide(map_.size, grain), [&](ba::index_t piece,
-                                                                 ba::index_t /*worker*/) {
-      const ba::index_t begin = piece * grain;
-      const ba::index_t count = std::min(grain, map_.size - begin);
-      Eigen::Map<row> sum(gradient.data() + begin, count);
-      sum.setZero();
-      for (const auto& part : gradients_) sum += Eigen::Map<const row>(part.data() + begin, count);
-    });
+    workers_.parallel_for(ba::ceil_divide(map_.size, grain),
+                          [&](ba::index_t piece, ba::index_t /*worker*/) {
+                            const ba::index_t begin = piece * grain;
+                            const ba::index_t count = std::min(grain, map_.size - begin);
+                            Eigen::Map<row> sum(gradient.data() + begin, count);
+                            sum.setZero();
+                            for (const auto& part : gradients_)
+                              sum += Eigen::Map<const row>(part.data() + begin, count);
+                          });
   }
 
   template <class M>
-  static auto elements(M& m) {
+  static auto elements(M&& m) {
     return std::span(m.data(), static_cast<std::size_t>(m.size()));
   }
 

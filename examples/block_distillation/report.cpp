@@ -1,0 +1,84 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include "report.hpp"
+
+#include <cmath>
+#include <cstdio>
+
+namespace distillation {
+namespace {
+
+/// One row of the table: the same quantity of every seed.
+struct row {
+  std::string name;
+  std::vector<double> linked, direct, perplexity, closed, seconds;
+};
+
+std::string shown(const std::vector<double>& values, double unit, int decimals) {
+  const spread s = spread_of(values);
+  char text[64];
+  std::snprintf(text, sizeof text, "%.*f ± %.*f", decimals, s.mean * unit, decimals,
+                s.deviation * unit);
+  return text;
+}
+
+/// "±" takes two bytes and one column.
+void print_cell(const std::string& text, int width) {
+  std::printf(" %*s", width + 1, text.c_str());
+}
+
+void add(row& target, const score& s) {
+  target.linked.push_back(s.linked_accuracy);
+  target.direct.push_back(s.direct_accuracy);
+  target.perplexity.push_back(s.linked_perplexity);
+}
+
+}  // namespace
+
+spread spread_of(const std::vector<double>& values) {
+  const auto count = static_cast<double>(values.size());
+  spread result;
+  for (const double value : values) result.mean += value / count;
+  if (values.size() < 2) return result;
+  double squares = 0;
+  for (const double value : values) squares += (value - result.mean) * (value - result.mean);
+  result.deviation = std::sqrt(squares / (count - 1));
+  return result;
+}
+
+double closed_share(const seed_results& seed, const run_result& run) {
+  const double untrained = seed.untrained.linked_accuracy;
+  return (run.held_out.linked_accuracy - untrained) /
+         (seed.runs.front().held_out.linked_accuracy - untrained);
+}
+
+void print_table(const experiment& run) {
+  std::vector<row> rows(run.recipes().size() + 1);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    // The untrained student stands behind the teacher.
+    const bool untrained = i == 1;
+    const std::size_t recipe = i > 1 ? i - 1 : i;
+    rows[i].name = untrained ? "block attention, untrained" : run.recipes()[recipe].name;
+    for (const seed_results& seed : run.seeds) {
+      const run_result& result = seed.runs[recipe];
+      add(rows[i], untrained ? seed.untrained : result.held_out);
+      rows[i].closed.push_back(untrained ? 0 : closed_share(seed, result));
+      rows[i].seconds.push_back(untrained ? 0 : result.seconds);
+    }
+  }
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "linked facts", "perplexity", "gap closed",
+              "direct facts", "training");
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "linked", "%", "% right",
+              "seconds");
+  for (const row& r : rows) {
+    std::printf("%-28s", r.name.c_str());
+    print_cell(shown(r.linked, 100, 1), 14);
+    print_cell(shown(r.perplexity, 1, 3), 14);
+    print_cell(shown(r.closed, 100, 1), 14);
+    print_cell(shown(r.direct, 100, 1), 14);
+    print_cell(shown(r.seconds, 1, 0), 14);
+    std::printf("\n");
+  }
+  std::printf("\nmean ± standard deviation over %zu seeds; held-out documents\n", run.seeds.size());
+}
+
+}  // namespace distillation
