@@ -155,3 +155,16 @@ TEMPLATE_TEST_CASE("store_row multiplies and rounds once to nearest even",
     CHECK(static_cast<C>(load_scalar(out[1])) == C(1) + 2 * ulp);
   }
 }
+
+TEMPLATE_TEST_CASE(
+    "store_row adds to what stands there", "[convert]", float, double, bfloat16, float16) {
+  using C = accumulator_t<TestType>;
+  const C in[] = {C(4), C(-8), std::numeric_limits<C>::quiet_NaN()};
+  TestType out[4];
+  for (TestType& value : out) store_scalar(value, C(0.5));
+  constexpr auto add = cpu::detail::accumulate_mode::add;
+  cpu::detail::store_row<arch>(in, index_t{2}, C(0.25), out, add);
+  cpu::detail::store_row<arch>(in + 2, index_t{1}, C(0), out + 2, add);
+  const C expected[] = {C(1.5), C(-1.5), C(0.5), C(0.5)};
+  for (std::size_t i = 0; i < 4; ++i) CHECK(static_cast<C>(load_scalar(out[i])) == expected[i]);
+}

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
 
@@ -16,6 +17,14 @@ struct cpu_backend {
                const attention_options& options = {}) const {
     const std::vector<tile_plan> plans = masks.make_plans();
     cpu::forward(arguments, plan_set(plans, masks.head_to_mask), options);
+  }
+
+  template <class... Types>
+  void backward(const backward_arguments<Types...>& arguments,
+                const head_masks& masks,
+                const attention_options& options = {}) const {
+    const std::vector<tile_plan> plans = masks.make_plans({.transposed = true});
+    cpu::backward(arguments, plan_set(plans, masks.head_to_mask), options);
   }
 
   template <class P, class O>

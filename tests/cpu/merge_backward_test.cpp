@@ -1,4 +1,5 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+<<<<<<< HEAD
 #include <blockattn/cpu/merge.hpp>
 #include <blockattn/cpu/merge_backward.hpp>
 
@@ -9,6 +10,11 @@
 #include "support/catch.hpp"
 #include "support/hostile_tensor.hpp"
 #include "support/random.hpp"
+=======
+#include <blockattn/cpu/merge_backward.hpp>
+
+#include "cpu/merge_problem.hpp"
+>>>>>>> main
 #include "support/shuffling_executor.hpp"
 #include "support/unit_roundoff.hpp"
 
@@ -16,6 +22,7 @@ using namespace blockattn_test;
 
 namespace {
 
+<<<<<<< HEAD
 template <class C>
 constexpr C infinity = std::numeric_limits<C>::infinity();
 
@@ -232,6 +239,8 @@ struct row_formula {
   }
 };
 
+=======
+>>>>>>> main
 /// Every gradient against the formulas. `bound` is the error of the arithmetic in units of
 /// value_dim + 1 terms of size 1.
 template <class P, class O, class D>

@@ -8,6 +8,7 @@
 
 using namespace blockattn_test;
 using cpu::detail::accumulate_mode;
+using cpu::detail::left_order;
 
 namespace {
 
@@ -72,8 +73,20 @@ void check_product(
       }
     }
   }
-  cpu::detail::multiply_panel<arch>(rows, a.data(), lda, b.data(), ldb, steps, c.data(), ldc, mode);
-  CHECK(c == expected);  // also that nothing beside the panel was written
+  std::vector<C> product = c;
+  cpu::detail::multiply_panel<arch>(rows, a.data(), lda, b.data(), ldb, steps, product.data(), ldc,
+                                    mode);
+  CHECK(product == expected);  // also that nothing beside the panel was written
+
+  std::vector<Panel> transposed(static_cast<std::size_t>(steps * ldb));
+  for (index_t r = 0; r < rows; ++r) {
+    for (index_t t = 0; t < steps; ++t) {
+      transposed[static_cast<std::size_t>(t * ldb + r)] = a[static_cast<std::size_t>(r * lda + t)];
+    }
+  }
+  cpu::detail::multiply_panel<arch, left_order::columns>(rows, transposed.data(), ldb, b.data(),
+                                                         ldb, steps, c.data(), ldc, mode);
+  CHECK(c == expected);
 }
 
 template <class Panel>

@@ -21,10 +21,15 @@ struct error_statistics {
   double largest_exact = 0;   ///< max |exact|
 };
 
-/// Rows that see nothing (exact lse -inf) are left out; NaN makes every number NaN.
+/// Rows that see nothing (exact lse -inf) are left out; NaN makes every number NaN. `columns` says
+/// which errors are independent: 0 = all of them; else those of different columns of a (rows,
+/// columns) matrix, and the standard error is that of the columns' means (batch means).
 template <class T, class Real>
-error_statistics measure_errors(const std::vector<T>& values, const std::vector<Real>& exact) {
+error_statistics measure_errors(const std::vector<T>& values,
+                                const std::vector<Real>& exact,
+                                std::size_t columns = 0) {
   error_statistics s;
+  std::vector<double> column_sums(columns);
   double squares = 0;
   double count = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
@@ -40,11 +45,16 @@ error_statistics measure_errors(const std::vector<T>& values, const std::vector<
     s.mean += std::abs(e);
     s.mean_signed += e;
     squares += e * e;
+    if (columns > 0) column_sums[i % columns] += e;
     s.largest_exact = std::max(s.largest_exact, static_cast<double>(std::abs(exact[i])));
     count += 1;
   }
   s.mean /= count;
   s.mean_signed /= count;
+  if (columns > 0) {
+    squares = 0;
+    for (const double sum : column_sums) squares += sum * sum;
+  }
   s.standard_error = std::sqrt(squares) / count;
   return s;
 }

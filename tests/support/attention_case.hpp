@@ -26,10 +26,10 @@ struct head_masks {
                      ? 0
                      : static_cast<std::size_t>(head_to_mask[static_cast<std::size_t>(head)])];
   }
-  std::vector<tile_plan> make_plans() const {
+  std::vector<tile_plan> make_plans(const plan_options& options = {}) const {
     std::vector<tile_plan> plans;
     for (std::size_t i = 0; i < masks.size(); ++i) {
-      plans.push_back(make_tile_plan(masks[i], shapes[i]));
+      plans.push_back(make_tile_plan(masks[i], shapes[i], options));
     }
     return plans;
   }

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/attention/merge_arguments.hpp>
 #include <blockattn/mask/dense_mask.hpp>
 #include <numeric>
 

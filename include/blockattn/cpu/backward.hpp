@@ -84,13 +84,13 @@ backward_job<backward_arguments<Q, K, V, O, DQ, DK, DV>, Arch> prepare_backward(
 /// own; everything is multiplied in fp32 (fp64 for double). Head dims: multiples of 8 up to 256, k
 /// and v may differ. Every mask, tile shape, GQA ratio and softcap that `forward` takes; heads that
 /// share a kv head need plans with key tiles of one size. Rows that see nothing get d_q = 0, keys
-/// that no row sees get 0 and may hold anything; q and d_o must be finite. The result has the same
-/// bits for every executor. Throws `error` on shapes that disagree, a null view with elements,
-/// a missing lse, overlapping gradients, a plan without transposed lists, a bad option or plan_set,
-/// a small or misaligned workspace; nothing has been written then. Work: 4 head_dim + 2 value_dim +
-/// 2 (head_dim + value_dim) flops per visible pair and query head. Workspace: O(tokens): sums of
-/// d_q in the accumulator, once for each of at most 8 chunks of keys (one chunk from 32 kv heads
-/// on), plus a tile for each worker.
+/// that no row sees get 0; both may hold anything (with sink logits d_o must be finite). The result
+/// has the same bits for every executor. Throws `error` on shapes that disagree, a null view with
+/// elements, a missing lse, overlapping gradients, a plan without transposed lists, a bad option or
+/// plan_set, a small or misaligned workspace; nothing has been written then. Work: 4 head_dim + 2
+/// value_dim + 2 (head_dim + value_dim) flops per visible pair and query head. Workspace:
+/// O(tokens): sums of d_q in the accumulator, once for each of at most 8 chunks of keys (one chunk
+/// from 32 kv heads on), plus a tile for each worker.
 template <storage_scalar Q = float,
           storage_scalar K = Q,
           storage_scalar V = K,

@@ -100,16 +100,27 @@ class backward_job {
   }
 
   void sum_rows(index_t head, index_t chunk, std::span<std::byte> workspace) const noexcept {
-    using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
-    detail::row_gradient<C>* const rows = rows_of(workspace, head);
     const index_t end = std::min(arguments_.q.tokens, (chunk + 1) * row_chunk);
-    for (index_t i = chunk * row_chunk; i < end; ++i) {
-      const C sum = detail::dot_row<Arch, C>(arguments_.d_o.row(i, head), arguments_.o.row(i, head),
-                                             arguments_.o.head_dim);
-      const C d_lse = arguments_.d_lse ? arguments_.d_lse.at(i, head) : C(0);
-      // Rounded once: a rounded log2(e) would move every weight of every row to the same side.
-      const wide lse = arguments_.lse.at(i, head);
-      rows[i] = {static_cast<C>(lse * std::numbers::log2e_v<wide>), sum - d_lse};
+    index_t i = chunk * row_chunk;
+    for (; i + 8 <= end; i += 8) sum_some_rows<8>(head, i, workspace);
+    for (; i < end; ++i) sum_some_rows<1>(head, i, workspace);
+  }
+
+  template <int Rows>
+  void sum_some_rows(index_t head, index_t first, std::span<std::byte> workspace) const noexcept {
+    using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
+    C sums[Rows];
+    detail::dot_each<Arch, Rows>(arguments_.d_o.row(first, head), arguments_.d_o.token_stride,
+                                 arguments_.o.row(first, head), arguments_.o.token_stride,
+                                 arguments_.o.head_dim, sums);
+    for (int r = 0; r < Rows; ++r) {
+      const index_t i = first + r;
+      const wide lse_log2 = arguments_.lse.at(i, head) * std::numbers::log2e_v<wide>;
+      const auto rounded = static_cast<C>(lse_log2);
+      rows_of(workspace, head)[i] = {
+          .lse_log2 = rounded,
+          .lse_log2_rest = std::isinf(rounded) ? C(0) : static_cast<C>(lse_log2 - rounded),
+          .delta = sums[r] - (arguments_.d_lse ? arguments_.d_lse.at(i, head) : C(0))};
     }
   }
 
@@ -123,10 +134,10 @@ class backward_job {
     for (index_t head = first_head; head < first_head + group_; ++head) {
       std::fill_n(touched_of(workspace, head, chunk), query_tiles_, static_cast<unsigned char>(0));
     }
-    if (group_ == 0) return;
-    // Heads of a group have key tiles of one size: those of the first serve all.
+    // Heads of a group have key tiles of one size: those of the first serve all. (Without heads
+    // there is one plan, and d_k and d_v are 0.)
     const tile_plan& plan = plans_.of_head(first_head);
-    const index_range key_tiles = detail::key_chunk(plan.by_key(), chunk, chunks_);
+    const index_range key_tiles = detail::key_tiles_of_chunk(plan.by_key(), chunk, chunks_);
     for (index_t key_tile = key_tiles.begin; key_tile < key_tiles.end; ++key_tile) {
       const index_range keys = plan.key_tile(key_tile);
       pack_keys(work, kv_head, keys);

@@ -112,6 +112,9 @@ class gradient_tile {
         if (count > 0) {
           gradient_of_row<Arch>(score_row(row), d_score_row(row), range, transform,
                                 gradient_of(row));
+        } else {  // may hold anything, and would meet weights of 0
+          std::fill_n(q_row(row), sizes_.head_dim, C(0));
+          std::fill_n(d_o_row(row), sizes_.value_dim, C(0));
         }
         // Groups of keys reach over rows that see none of them.
         clear_columns(score_row(row), d_score_row(row), {0, columns_},

@@ -18,7 +18,9 @@ constexpr index_t key_chunk_count(index_t kv_heads, index_t key_tiles) noexcept 
 
 /// Chunk `chunk` of `chunks` runs of key tiles with about the same number of tiles to visit. The
 /// chunks cover all key tiles, also those that nobody sees. O(key tiles).
-inline index_range key_chunk(const tile_lists& by_key, index_t chunk, index_t chunks) noexcept {
+inline index_range key_tiles_of_chunk(const tile_lists& by_key,
+                                      index_t chunk,
+                                      index_t chunks) noexcept {
   index_t total = 0;
   for (const std::int64_t count : by_key.tile_count) total += count;
   const auto first_tile_of = [&](index_t c) {

@@ -5,21 +5,23 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
-/// Sum of a[i] * b[i] for i < count, in C.
-template <class Arch, class C, class A, class B>
-inline C dot_row(const A* a, const B* b, index_t count) noexcept {
+/// sums[r] = a_r . b_r for Rows rows of `count` values, each product summed from left to right as
+/// the micro-kernel does: where b_r is also a row of the tile, both give the same bits, and a row
+/// that sees one key has a gradient of exactly 0. Rows are as many chains as hide the latency.
+template <class Arch, int Rows, class C, class A, class B>
+inline void dot_each(
+    const A* a, index_t a_stride, const B* b, index_t b_stride, index_t count, C* sums) noexcept {
   using v = vector<C, Arch>;
-  constexpr index_t step = lanes<C, Arch>;
-  v sums(C(0));
-  index_t i = 0;
-  for (; i + step <= count; i += step) {
-    sums = fmadd<C, Arch>(load_values<C, Arch>(a + i), load_values<C, Arch>(b + i), sums);
+  v sum[Rows];
+  for (v& s : sum) s = v(C(0));
+  for (index_t t = 0; t < count; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      sum[r] = fmadd<C, Arch>(v(static_cast<C>(load_scalar(a[r * a_stride + t]))),
+                              v(static_cast<C>(load_scalar(b[r * b_stride + t]))), sum[r]);
+    }
   }
-  C sum = detail::reduce_add<C, Arch>(sums);
-  for (; i < count; ++i) {
-    sum += static_cast<C>(load_scalar(a[i])) * static_cast<C>(load_scalar(b[i]));
-  }
-  return sum;
+  for (int r = 0; r < Rows; ++r) sums[r] = sum[r].get(0);
 }
 
 /// sum[i] += part[i] for i < count, a multiple of the vector.
@@ -34,8 +36,9 @@ inline void add_row(const C* part, index_t count, C* sum) noexcept {
 /// What backward knows of a query row before it sees a key.
 template <class C>
 struct row_gradient {
-  C lse_log2 = 0;  ///< base-2 logarithm of the softmax denominator
-  C delta = 0;     ///< d_o . o - d_lse
+  C lse_log2 = 0;       ///< base-2 logarithm of the softmax denominator, rounded
+  C lse_log2_rest = 0;  ///< what the rounding took: it would move all weights of the row together
+  C delta = 0;          ///< d_o . o - d_lse
 };
 
 /// From scores to their gradients, for the columns of one row that a tile computed: with
@@ -55,12 +58,16 @@ inline void gradient_of_row(C* s,
   constexpr index_t step = lanes<C, Arch>;
   const v c(transform.scale_log2);
   const v offset(-row.lse_log2);
+  const v rest(row.lse_log2_rest);
   const v delta(row.delta);
+  const auto weight = [&](const v& x) {
+    return exp2_nonpositive<C, Arch>(fmadd<C, Arch>(x, c, offset) - rest);
+  };
   if (transform.cap_inner > 0) {
     const v inner(transform.cap_inner);
     for (index_t j = columns.begin; j < columns.end; j += step) {
       const v t = xsimd::tanh(v::load_unaligned(s + j) * inner);
-      const v p = exp2_nonpositive<C, Arch>(fmadd<C, Arch>(t, c, offset));
+      const v p = weight(t);
       const v bend = v(C(1)) - t * t;
       (p * (v::load_unaligned(d_s + j) - delta) * bend).store_unaligned(d_s + j);
       p.store_unaligned(s + j);
@@ -68,7 +75,7 @@ inline void gradient_of_row(C* s,
     return;
   }
   const auto take = [&](index_t j) {
-    const v p = exp2_nonpositive<C, Arch>(fmadd<C, Arch>(v::load_unaligned(s + j), c, offset));
+    const v p = weight(v::load_unaligned(s + j));
     (p * (v::load_unaligned(d_s + j) - delta)).store_unaligned(d_s + j);
     p.store_unaligned(s + j);
   };

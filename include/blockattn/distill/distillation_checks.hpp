@@ -1,7 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/core/error.hpp>
+#include <blockattn/core/view_checks.hpp>
 #include <blockattn/distill/distillation_arguments.hpp>
 #include <blockattn/distill/distillation_options.hpp>
 #include <cmath>
@@ -128,7 +128,7 @@ void check_distillation(const char* function,
   if (!token_losses.empty()) check_length(function, "token_losses", token_losses.size(), tokens);
   if (!d_student) return;
   check_shape("d_student", d_student);
-  require(tokens <= 1 || d_student.token_stride >= d_student.vocabulary, function,
+  require(rows_are_disjoint(tokens, 1, d_student.vocabulary, d_student.token_stride, 0), function,
           ": rows of d_student overlap: vocabulary ", d_student.vocabulary, ", token_stride ",
           d_student.token_stride);
   const void* const written = d_student.data;

@@ -50,11 +50,13 @@ jensen_shannon_sums<Arch> sum_jensen_shannon(const Teacher* teacher,
                                 fmadd<C, Arch>(share, smaller, other_share));
       const v log2_u = xsimd::log2(u);
       const v q = exp2_nonpositive<C, Arch>(log2_q);
-      const v student_term = q * (xsimd::min(d, v(C(0))) - log2_u);
-      teacher_chunk -= exp2_nonpositive<C, Arch>(log2_p) * (xsimd::max(d, v(C(0))) + log2_u);
-      student_chunk += student_term;
+      const v log2_q_over_m = xsimd::min(d, v(C(0))) - log2_u;
+      const v log2_p_over_m = -xsimd::max(d, v(C(0))) - log2_u;
+      teacher_chunk =
+          fmadd<C, Arch>(exp2_nonpositive<C, Arch>(log2_p), log2_p_over_m, teacher_chunk);
+      student_chunk = fmadd<C, Arch>(q, log2_q_over_m, student_chunk);
       if (second.values != nullptr) {
-        store_first<C, Arch>(student_term, n, first.values + begin + i);
+        store_first<C, Arch>(v(q * log2_q_over_m), n, first.values + begin + i);
         store_first<C, Arch>(q, n, second.values + begin + i);
       }
     });

@@ -121,12 +121,14 @@ kl_sums<C, Arch> sum_kl(const Teacher* teacher,
       const v y = exponents_of<C, Arch>(student_at, n, sums.student.reference, scale);
       const v p = exp2_nonpositive<C, Arch>(x);
       const v q = exp2_nonpositive<C, Arch>(y);
-      const v cross = Kind::weighs_teacher ? v(p * (x - y)) : v(q * (y - x));
+      const v log_ratio = Kind::weighs_teacher ? v(x - y) : v(y - x);
+      const v& weighing = Kind::weighs_teacher ? p : q;
       teacher_chunk += p;
       student_chunk += q;
-      cross_chunk += cross;
+      cross_chunk = fmadd<C, Arch>(weighing, log_ratio, cross_chunk);
       if (second.values != nullptr) {
-        store_first<C, Arch>(Kind::first_term(p, cross), n, first.values + begin + i);
+        store_first<C, Arch>(Kind::first_term(p, v(weighing * log_ratio)), n,
+                             first.values + begin + i);
         store_first<C, Arch>(q, n, second.values + begin + i);
       }
     });

@@ -24,11 +24,15 @@ inline C largest_of(const T* values, index_t count) noexcept {
   constexpr index_t width = lanes<C, Arch>;
   C largest = -std::numeric_limits<C>::infinity();
   index_t i = 0;
-  if (count >= width) {
-    v most = load_values<C, Arch>(values);
-    for (i = width; i + width <= count; i += width)
-      most = xsimd::max(most, load_values<C, Arch>(values + i));
-    largest = detail::reduce_max<C, Arch>(most);
+  if (count >= 4 * width) {  // four at a time: one maximum waits for another
+    v most[4];
+    for (index_t l = 0; l < 4; ++l) most[l] = load_values<C, Arch>(values + l * width);
+    for (i = 4 * width; i + 4 * width <= count; i += 4 * width) {
+      for (index_t l = 0; l < 4; ++l)
+        most[l] = xsimd::max(most[l], load_values<C, Arch>(values + i + l * width));
+    }
+    largest = detail::reduce_max<C, Arch>(
+        xsimd::max(xsimd::max(most[0], most[1]), xsimd::max(most[2], most[3])));
   }
   for (; i < count; ++i) largest = std::max(largest, static_cast<C>(load_scalar(values[i])));
   return largest;

@@ -62,10 +62,8 @@ double distillation_loss(const distillation_arguments<Teacher, Student, Gradient
       const std::vector<real> student_logs = log_softmax(student.row(token), temperature);
       std::vector<std::size_t> outcome_of(vocabulary, k);  // the rest comes last
       std::vector<real> log_p;
-      std::vector<real> q(k + 1, real(0));
       if (teacher) {
         log_p = log_softmax(teacher.row(token), temperature);
-        q.resize(vocabulary);
         for (std::size_t v = 0; v < vocabulary; ++v) outcome_of[v] = v;
       } else {
         real rest = 1;
@@ -79,39 +77,46 @@ double distillation_loss(const distillation_arguments<Teacher, Student, Gradient
           rest = static_cast<real>(std::max(top_k.rest_mass[t], std::numeric_limits<C>::min()));
         if (k < vocabulary) log_p.push_back(std::log(rest));
       }
-      for (std::size_t v = 0; v < vocabulary; ++v) q[outcome_of[v]] += std::exp(student_logs[v]);
+      // log q of the outcomes: what belongs to one is added up relative to its largest.
+      const std::size_t outcomes = log_p.size();
+      std::vector<real> largest(outcomes, -std::numeric_limits<real>::infinity());
+      std::vector<real> log_q(outcomes, real(0));
+      for (std::size_t v = 0; v < vocabulary; ++v)
+        largest[outcome_of[v]] = std::max(largest[outcome_of[v]], student_logs[v]);
+      for (std::size_t v = 0; v < vocabulary; ++v)
+        log_q[outcome_of[v]] += std::exp(student_logs[v] - largest[outcome_of[v]]);
+      for (std::size_t o = 0; o < outcomes; ++o) log_q[o] = largest[o] + std::log(log_q[o]);
 
-      std::vector<real> slope(log_p.size());
+      std::vector<real> q_slope(outcomes);  // q s: s alone may be infinite where q is 0
       real divergence_t = 0;
       real mean_slope = 0;
-      for (std::size_t o = 0; o < log_p.size(); ++o) {
+      for (std::size_t o = 0; o < outcomes; ++o) {
         const real p = std::exp(log_p[o]);
-        const real log_q = teacher ? student_logs[o] : std::log(q[o]);
-        const real log_m = std::log(b * p + (1 - b) * q[o]);
+        const real q = std::exp(log_q[o]);
+        const real most = std::max(log_p[o], log_q[o]);
+        const real log_m =
+            most + std::log(b * std::exp(log_p[o] - most) + (1 - b) * std::exp(log_q[o] - most));
         switch (options.divergence) {
           case divergence::forward_kl:
-            divergence_t += p > 0 ? p * (log_p[o] - log_q) : real(0);
-            slope[o] = -p;  // times 1 / q, left out here and below: q may underflow
-            mean_slope += slope[o];
-            continue;
+            divergence_t += p * (log_p[o] - log_q[o]);
+            q_slope[o] = -p;
+            break;
           case divergence::reverse_kl:
-            slope[o] = log_q - log_p[o];
-            divergence_t += q[o] > 0 ? q[o] * slope[o] : real(0);
+            divergence_t += q * (log_q[o] - log_p[o]);
+            q_slope[o] = q * (log_q[o] - log_p[o]);
             break;
           case divergence::jensen_shannon:
-            slope[o] = q[o] > 0 ? (1 - b) * (log_q - log_m) : real(0);
-            divergence_t += q[o] * slope[o] + (p > 0 ? b * p * (log_p[o] - log_m) : real(0));
+            divergence_t += b * p * (log_p[o] - log_m) + (1 - b) * q * (log_q[o] - log_m);
+            q_slope[o] = (1 - b) * q * (log_q[o] - log_m);
             break;
         }
-        mean_slope += q[o] > 0 ? q[o] * slope[o] : real(0);
+        mean_slope += q_slope[o];
       }
       for (std::size_t v = 0; v < vocabulary; ++v) {
         const std::size_t o = outcome_of[v];
-        const real q_v = std::exp(student_logs[v]);
-        const real q_slope = options.divergence == divergence::forward_kl
-                                 ? slope[o] * (teacher ? real(1) : q_v / q[o])
-                                 : q_v * slope[o];
-        gradient[v] = (1 - share) * factor / temperature * (q_slope - q_v * mean_slope);
+        const real within = std::exp(student_logs[v] - log_q[o]);  // q_v / q_o
+        gradient[v] = (1 - share) * factor / temperature *
+                      (within * q_slope[o] - std::exp(student_logs[v]) * mean_slope);
       }
       token_loss = (1 - share) * factor * divergence_t;
     }

@@ -6,6 +6,7 @@
 #include <blockattn/core/index.hpp>
 #include <cstdint>
 #include <span>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>

@@ -1,0 +1,48 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include <blockattn/cpu/tile_shape.hpp>
+
+#include "cpu/cpu_backend.hpp"
+#include "support/naive_gradient.hpp"
+
+using namespace blockattn_test;
+
+namespace {
+
+constexpr plain_sizes one_head_64 = {
+    .query_heads = 1, .kv_heads = 1, .head_dim = 64, .value_dim = 64};
+constexpr plain_sizes one_head_128 = {
+    .query_heads = 1, .kv_heads = 1, .head_dim = 128, .value_dim = 128};
+constexpr plain_sizes two_heads_128 = {
+    .query_heads = 2, .kv_heads = 1, .head_dim = 128, .value_dim = 128};
+
+named_mask causal_of(index_t tokens) { return {"causal", causal_mask(tokens)}; }
+named_mask blocks_of(index_t tokens) {
+  return {"block attention",
+          block_attention_mask(layout_of({tokens / 2, tokens / 8, tokens / 5,
+                                          tokens - tokens / 2 - tokens / 8 - tokens / 5}))};
+}
+
+template <class T>
+void check(std::uint64_t default_seed,
+           const named_mask& mask,
+           const plain_sizes& sizes,
+           plain_options<T> options = {}) {
+  options.tiles = cpu::tile_shape_for<T>(sizes.head_dim);
+  check_backward_accuracy<T>(cpu_backend{}, test_seed(default_seed), mask, sizes, options);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("cpu::backward is as accurate as its contract", "", float, bfloat16, double) {
+  check<TestType>(1, causal_of(64), two_heads_128);
+  check<TestType>(2, blocks_of(257), two_heads_128);
+  check<TestType>(3, causal_of(1024), one_head_64);
+  check<TestType>(4, blocks_of(1100), one_head_128);
+  check<TestType>(5, {"sliding window", sliding_window_mask(1024, 100)}, one_head_64);
+}
+
+TEMPLATE_TEST_CASE(
+    "cpu::backward is accurate with softcap and sink logits", "", float, bfloat16, double) {
+  check<TestType>(6, causal_of(1024), one_head_64, {.attention = {.softcap = 5}});
+  check<TestType>(7, causal_of(300), two_heads_128, {.sink_logits = {1, -2}});
+}
