@@ -49,7 +49,7 @@ std::string number(double value, int decimals = 1) {
 line line_of(const experiment& run, std::size_t recipe) {
   std::string name = run.recipes()[recipe].name;
   name.erase(0, name.find_first_not_of(' '));
-  line result{.name = std::move(name), .drawn_with = pens[recipe - 1]};
+  line result{std::move(name), pens[recipe - 1], {}, {}, {}, {}};
   const std::size_t points = run.seeds.front().runs[recipe].curve.size();
   for (std::size_t p = 0; p < points; ++p) {
     std::vector<double> values;

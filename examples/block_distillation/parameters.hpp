@@ -18,8 +18,8 @@ struct model_shape {
   ba::index_t heads = 4;
   ba::index_t kv_heads = 2;
   ba::index_t head_dim = 16;
-  ba::index_t ffn_width = 128;
   ba::index_t rotary_dim = 8;  ///< the first values of a head, which RoPE turns
+  ba::index_t ffn_width = 128;
   double rope_theta = 1000;
 
   ba::index_t qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
