@@ -27,7 +27,7 @@ class writer {
     value(count);
     for (T& one : values) each(one);
   }
-  void numbers(std::vector<float>& values) {
+  void numbers(parameter_vector<float>& values) {
     auto count = static_cast<std::uint64_t>(values.size());
     value(count);
     file_.write(reinterpret_cast<const char*>(values.data()),
@@ -52,7 +52,7 @@ class reader {
     values.assign(count(), T{});
     for (T& one : values) each(one);
   }
-  void numbers(std::vector<float>& values) {
+  void numbers(parameter_vector<float>& values) {
     values.assign(count(), 0.0F);
     file_.read(reinterpret_cast<char*>(values.data()),
                static_cast<std::streamsize>(values.size() * sizeof(float)));
@@ -74,9 +74,9 @@ class reader {
 
 template <class Stream>
 void pass(Stream& stream, score& s) {
-  stream.value(s.linked_accuracy);
+  stream.value(s.relative_accuracy);
   stream.value(s.direct_accuracy);
-  stream.value(s.linked_perplexity);
+  stream.value(s.relative_perplexity);
 }
 
 template <class Stream>
@@ -85,7 +85,7 @@ void pass(Stream& stream, run_result& result) {
   stream.value(result.seconds);
   stream.list(result.curve, [&](curve_point& point) {
     stream.value(point.step);
-    stream.value(point.linked_accuracy);
+    stream.value(point.relative_accuracy);
   });
 }
 
@@ -99,7 +99,7 @@ void pass(Stream& stream, experiment& run) {
   bool is_running = run.running.has_value();
   stream.value(is_running);
   if (!is_running) return;
-  if (!run.running) run.running.emplace(std::vector<float>{});
+  if (!run.running) run.running.emplace(parameter_vector<float>{});
   stream.numbers(run.running->weights);
   stream.numbers(run.running->optimizer.mean());
   stream.numbers(run.running->optimizer.square());

@@ -54,7 +54,7 @@ line line_of(const experiment& run, std::size_t recipe) {
   for (std::size_t p = 0; p < points; ++p) {
     std::vector<double> values;
     for (const seed_results& seed : run.seeds) {
-      values.push_back(seed.runs[recipe].curve[p].linked_accuracy);
+      values.push_back(seed.runs[recipe].curve[p].relative_accuracy);
     }
     result.steps.push_back(static_cast<double>(run.seeds.front().runs[recipe].curve[p].step));
     result.mean.push_back(spread_of(values).mean);
@@ -143,8 +143,8 @@ void draw_curves(const experiment& run, const std::string& path) {
   std::vector<double> teachers;
   std::vector<double> untrained;
   for (const seed_results& seed : run.seeds) {
-    teachers.push_back(seed.runs.front().held_out.linked_accuracy);
-    untrained.push_back(seed.untrained.linked_accuracy);
+    teachers.push_back(seed.runs.front().held_out.relative_accuracy);
+    untrained.push_back(seed.untrained.relative_accuracy);
   }
   std::vector<line> lines;
   for (std::size_t r = 1; r < run.recipes().size(); ++r) lines.push_back(line_of(run, r));

@@ -30,7 +30,7 @@ score held_out_data::measure(transformer<float>& model,
                              attention_mode mode,
                              ba::index_t batches,
                              const ba::eigen_executor& workers) const {
-  tally linked;
+  tally relative;
   tally direct;
   for (const batch& samples : std::span(batches_).first(static_cast<std::size_t>(batches))) {
     const token_axis<float> axis =
@@ -47,7 +47,7 @@ score held_out_data::measure(transformer<float>& model,
         workers);
     for (std::size_t i = 0; i < samples.ids.size(); ++i) {
       if (!is_answer(samples.kinds[i])) continue;
-      tally& counts = samples.kinds[i] == target_kind::linked ? linked : direct;
+      tally& counts = samples.kinds[i] == target_kind::relative ? relative : direct;
       ba::index_t likeliest = 0;
       logits.row(static_cast<ba::index_t>(i)).maxCoeff(&likeliest);
       counts.answers += 1;
@@ -55,9 +55,9 @@ score held_out_data::measure(transformer<float>& model,
       counts.cross_entropy -= static_cast<double>(log_probabilities[i]);
     }
   }
-  return {.linked_accuracy = linked.right / linked.answers,
+  return {.relative_accuracy = relative.right / relative.answers,
           .direct_accuracy = direct.right / direct.answers,
-          .linked_perplexity = std::exp(linked.cross_entropy / linked.answers)};
+          .relative_perplexity = std::exp(relative.cross_entropy / relative.answers)};
 }
 
 }  // namespace distillation

@@ -9,9 +9,9 @@ namespace distillation {
 
 /// How a model answers the held-out questions.
 struct score {
-  double linked_accuracy = 0;    ///< share of right answers about facts that cross a block border
-  double direct_accuracy = 0;    ///< the same about facts that stand in one sentence
-  double linked_perplexity = 0;  ///< exp of the mean cross-entropy of the linked answers
+  double relative_accuracy = 0;    ///< share of right answers about facts that cross a block border
+  double direct_accuracy = 0;      ///< the same about facts that stand in one sentence
+  double relative_perplexity = 0;  ///< exp of the mean cross-entropy of the relative answers
 };
 
 enum class attention_mode { full, block, block_with_sinks };

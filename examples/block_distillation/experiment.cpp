@@ -57,7 +57,7 @@ void experiment::start_run() {
 void experiment::add_curve_point() {
   const score held_out = held_out_.measure(trainer_.model(), running->weights, mode_of(current()),
                                            options_.curve_batches, workers_);
-  unfinished.curve.push_back({running->step, held_out.linked_accuracy});
+  unfinished.curve.push_back({running->step, held_out.relative_accuracy});
 }
 
 void experiment::finish_run() {
@@ -113,15 +113,15 @@ std::uint64_t checksum(const experiment& run) {
     for (const float weight : weights) add(std::bit_cast<std::uint32_t>(weight));
   };
   const auto add_score = [&](const score& s) {
-    add_real(s.linked_accuracy);
+    add_real(s.relative_accuracy);
     add_real(s.direct_accuracy);
-    add_real(s.linked_perplexity);
+    add_real(s.relative_perplexity);
   };
   for (const seed_results& seed : run.seeds) {
     add_score(seed.untrained);
     for (const run_result& result : seed.runs) {
       add_score(result.held_out);
-      for (const curve_point& point : result.curve) add_real(point.linked_accuracy);
+      for (const curve_point& point : result.curve) add_real(point.relative_accuracy);
     }
   }
   add_weights(run.teacher);

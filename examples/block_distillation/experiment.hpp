@@ -9,10 +9,10 @@
 
 namespace distillation {
 
-/// A point of a learning curve: held-out accuracy of linked answers after so many steps.
+/// A point of a learning curve: held-out accuracy of relative answers after so many steps.
 struct curve_point {
   ba::index_t step = 0;
-  double linked_accuracy = 0;
+  double relative_accuracy = 0;
 };
 
 /// What one model came to.
@@ -64,7 +64,7 @@ class experiment {
   double done_work() const;
 
   std::vector<seed_results> seeds;  ///< the last one may be unfinished
-  std::vector<float> teacher;       ///< weights of the current seed's teacher, once it is trained
+  parameter_vector<float> teacher;  ///< weights of the current seed's teacher, once it is trained
   std::optional<trained_model> running;  ///< the model in training, between its first and last step
   run_result unfinished;                 ///< of `running`
 

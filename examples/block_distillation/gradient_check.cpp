@@ -30,7 +30,7 @@ bool check_gradients() {
       ba::with_sink_tokens(samples.layout, {.tokens_per_block = shape.sinks});
   const token_axis<double> axis(layout, ba::block_attention_mask(layout), shape);
   transformer<double> model(shape, workers);
-  std::vector<double> weights = initial_parameters<double>(shape, 2);
+  parameter_vector<double> weights = initial_parameters<double>(shape, 2);
 
   random_source random(3);
   matrix<double> teacher(std::ssize(samples.ids), shape.vocabulary);
@@ -45,7 +45,7 @@ bool check_gradients() {
         {}, workers);
   };
   loss();
-  std::vector<double> gradient(weights.size());
+  parameter_vector<double> gradient(weights.size());
   model.backward(weights, axis, samples.ids, d_logits, gradient);
 
   constexpr double step = 1e-5;

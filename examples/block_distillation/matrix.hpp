@@ -5,6 +5,7 @@
 #include <blockattn/core/eigen_executor.hpp>
 #include <blockattn/core/index.hpp>
 #include <blockattn/core/range.hpp>
+#include <vector>
 
 namespace distillation {
 
@@ -13,6 +14,12 @@ namespace ba = blockattn;
 /// Row-major; a row belongs to one token.
 template <class T>
 using matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+/// The parameters of a model, their gradient or their optimizer state. Aligned, because Eigen
+/// treats the values in front of the first aligned one apart and may round them otherwise: an equal
+/// run must not depend on where its memory lies.
+template <class T>
+using parameter_vector = std::vector<T, Eigen::aligned_allocator<T>>;
 
 /// Tokens that one task takes. Fixed, so that sums are formed in the same order by any number of
 /// threads. With 512 rows the matrix products of a task run at full speed and two threads still

@@ -66,12 +66,12 @@ class adamw {
   }
 
   /// The state, for a checkpoint.
-  std::vector<float>& mean() { return mean_; }
-  std::vector<float>& square() { return square_; }
+  parameter_vector<float>& mean() { return mean_; }
+  parameter_vector<float>& square() { return square_; }
 
  private:
-  std::vector<float> mean_;
-  std::vector<float> square_;
+  parameter_vector<float> mean_;
+  parameter_vector<float> square_;
 };
 
 }  // namespace distillation

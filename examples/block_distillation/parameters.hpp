@@ -87,9 +87,9 @@ Eigen::Map<matrix<T>> view(std::span<T> values, const tensor& t) {
 /// Norms start at 1, linear layers at N(0, 1 / inputs), those that write to the residual stream
 /// smaller by sqrt(2 layers) (GPT-2's rule), embeddings at N(0, 1).
 template <class T>
-std::vector<T> initial_parameters(const model_shape& shape, std::uint64_t seed) {
+parameter_vector<T> initial_parameters(const model_shape& shape, std::uint64_t seed) {
   const parameter_map map(shape);
-  std::vector<T> values(static_cast<std::size_t>(map.size), T(1));
+  parameter_vector<T> values(static_cast<std::size_t>(map.size), T(1));
   random_source random(seed);
   const auto fill = [&](const tensor& t, double deviation) {
     for (auto& value : view(std::span<T>(values), t).reshaped()) {

@@ -10,7 +10,7 @@ namespace {
 /// One row of the table: the same quantity of every seed.
 struct row {
   std::string name;
-  std::vector<double> linked, direct, perplexity, closed, seconds;
+  std::vector<double> relative, direct, perplexity, closed, seconds;
 };
 
 std::string shown(const std::vector<double>& values, double unit, int decimals) {
@@ -27,9 +27,9 @@ void print_cell(const std::string& text, int width) {
 }
 
 void add(row& target, const score& s) {
-  target.linked.push_back(s.linked_accuracy);
+  target.relative.push_back(s.relative_accuracy);
   target.direct.push_back(s.direct_accuracy);
-  target.perplexity.push_back(s.linked_perplexity);
+  target.perplexity.push_back(s.relative_perplexity);
 }
 
 }  // namespace
@@ -46,9 +46,9 @@ spread spread_of(const std::vector<double>& values) {
 }
 
 double closed_share(const seed_results& seed, const run_result& run) {
-  const double untrained = seed.untrained.linked_accuracy;
-  return (run.held_out.linked_accuracy - untrained) /
-         (seed.runs.front().held_out.linked_accuracy - untrained);
+  const double untrained = seed.untrained.relative_accuracy;
+  return (run.held_out.relative_accuracy - untrained) /
+         (seed.runs.front().held_out.relative_accuracy - untrained);
 }
 
 void print_table(const experiment& run) {
@@ -65,13 +65,13 @@ void print_table(const experiment& run) {
       rows[i].seconds.push_back(untrained ? 0 : result.seconds);
     }
   }
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "linked facts", "perplexity", "gap closed",
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "relative facts", "perplexity", "gap closed",
               "direct facts", "training");
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "linked", "%", "% right",
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "relative", "%", "% right",
               "seconds");
   for (const row& r : rows) {
     std::printf("%-28s", r.name.c_str());
-    print_cell(shown(r.linked, 100, 1), 14);
+    print_cell(shown(r.relative, 100, 1), 14);
     print_cell(shown(r.perplexity, 1, 3), 14);
     print_cell(shown(r.closed, 100, 1), 14);
     print_cell(shown(r.direct, 100, 1), 14);

@@ -12,8 +12,8 @@
 namespace distillation {
 namespace {
 
-constexpr std::array<std::string_view, 2> marks = {".", "?"};
-enum mark : int { stop, question };
+constexpr std::array<std::string_view, 3> marks = {".", "?", "in"};
+enum mark : int { stop, question, in };
 
 constexpr std::array<std::string_view, 40> people = {
     "ada",   "alan",  "anna",  "arun",  "boris", "carl",  "chen",  "clara", "dana", "diego",
@@ -21,26 +21,40 @@ constexpr std::array<std::string_view, 40> people = {
     "jack",  "jonas", "kofi",  "lars",  "leila", "leo",   "maria", "mina",  "nina", "noah",
     "olga",  "omar",  "oscar", "paula", "petra", "priya", "rosa",  "samir", "vera", "yuki"};
 
-constexpr std::array<std::string_view, 16> cities = {
-    "accra", "athens", "berlin", "bogota", "cairo", "delhi", "dublin", "hanoi",
-    "kyoto", "lagos",  "lima",   "lisbon", "oslo",  "paris", "quito",  "rome"};
+constexpr std::array<std::string_view, 4> roles = {"capital", "port", "north", "south"};
 
-/// Share of the sentences, from the second block on, that are links; share of those that are
-/// restated; most questions of a final block; the share of them that ask for links.
-constexpr double linked_share = 0.6;
+constexpr std::array<std::string_view, 6> countries = {"france",  "italy", "spain",
+                                                       "germany", "japan", "brazil"};
+
+/// roles.size() of each country, in the order of the roles.
+constexpr std::array<std::string_view, 24> cities = {
+    "paris",  "marseille", "lille",   "nice",    "rome",     "genoa",   "milan",  "palermo",
+    "madrid", "valencia",  "bilbao",  "seville", "berlin",   "hamburg", "kiel",   "munich",
+    "tokyo",  "yokohama",  "sapporo", "fukuoka", "brasilia", "santos",  "manaus", "curitiba"};
+
+/// Shares of the sentences behind the first block that are relative or repeat an earlier direct
+/// fact; share of the relative ones that are restated; most questions of a final block, and how
+/// many of them ask for relative facts.
+constexpr double relative_share = 0.5;
+constexpr double repeated_share = 0.25;
 constexpr double restated_share = 0.5;
-constexpr std::size_t most_questions = 8;
-constexpr std::size_t linked_questions = 6;
+constexpr std::size_t most_questions = 12;
+constexpr std::size_t relative_questions = 6;
 
 constexpr int first_person = static_cast<int>(marks.size());
-constexpr int first_city = first_person + static_cast<int>(people.size());
+constexpr int first_role = first_person + static_cast<int>(people.size());
+constexpr int first_country = first_role + static_cast<int>(roles.size());
+constexpr int first_city = first_country + static_cast<int>(countries.size());
 
-/// One person of a sequence: where they live and what the text says about it.
-struct resident {
-  int name;
+/// One sentence: who lives where, and how the text says so.
+struct home {
+  int person;
   int city;
-  int home;  ///< the person whom a link points to, or -1 for a direct fact; an index
-  bool restated = false;
+  int role = -1;          ///< its word, or -1 for a direct fact
+  bool restated = false;  ///< relative, and the city is stated, too
+  bool repeated = false;  ///< direct, and an earlier sentence says the same
+
+  bool is_relative() const { return role >= 0; }
 };
 
 /// Writes one sequence behind another on the axis of a batch.
@@ -80,52 +94,58 @@ std::vector<int> shuffled(int count, random_source& random) {
   return order;
 }
 
-std::vector<resident> draw_residents(const document_size& size,
-                                     ba::index_t blocks,
-                                     random_source& random) {
-  const std::vector<int> names = shuffled(static_cast<int>(people.size()), random);
-  std::vector<resident> residents;
-  std::vector<int> earlier;  // direct facts of earlier blocks
-  for (ba::index_t block = 0; block < blocks; ++block) {
-    std::vector<int> here;
-    for (ba::index_t s = 0; s < size.sentences_per_block; ++s) {
-      resident one{.name = first_person + names[residents.size()], .city = 0, .home = -1};
-      if (!earlier.empty() && random.chance(linked_share)) {
-        one.home = earlier[random.below(static_cast<std::uint32_t>(earlier.size()))];
-        one.city = residents[static_cast<std::size_t>(one.home)].city;
-        one.restated = random.chance(restated_share);
-      } else {
-        one.city = first_city + static_cast<int>(random.below(cities.size()));
-        here.push_back(static_cast<int>(residents.size()));
-      }
-      residents.push_back(one);
-    }
-    earlier.insert(earlier.end(), here.begin(), here.end());
-  }
-  return residents;
+int below(std::size_t bound, random_source& random) {
+  return static_cast<int>(random.below(static_cast<std::uint32_t>(bound)));
 }
 
-/// The people asked about: most of them for an unrestated link, the rest for a direct fact, no two
-/// of one household (the answer for one would give the other away).
-std::vector<int> draw_questions(const std::vector<resident>& residents, random_source& random) {
-  std::vector<int> asked;
-  std::vector<char> used(residents.size(), 0);
-  const std::vector<int> order = shuffled(static_cast<int>(residents.size()), random);
-  const auto take = [&](bool linked, std::size_t until) {
-    for (const int index : order) {
-      const resident& one = residents[static_cast<std::size_t>(index)];
-      const int household = one.home < 0 ? index : one.home;
-      if (asked.size() >= until) return;
-      if (one.restated || (one.home >= 0) != linked || used[static_cast<std::size_t>(household)]) {
+std::vector<home> draw_homes(const document_size& size,
+                             ba::index_t blocks,
+                             int country,
+                             random_source& random) {
+  const std::vector<int> order = shuffled(static_cast<int>(people.size()), random);
+  std::vector<home> homes;
+  std::size_t people_met = 0;
+  for (ba::index_t i = 0; i < blocks * size.sentences_per_block; ++i) {
+    const double drawn = i < size.sentences_per_block ? 1 : random.uniform();
+    home one;
+    if (drawn > relative_share && drawn <= relative_share + repeated_share) {
+      one = homes[static_cast<std::size_t>(below(homes.size(), random))];
+      if (!one.is_relative()) {
+        one.repeated = true;
+        homes.push_back(one);
         continue;
       }
-      used[static_cast<std::size_t>(household)] = 1;
-      asked.push_back(index);
+    }
+    one = {.person = first_person + order[people_met++], .city = first_city};
+    if (drawn <= relative_share) {
+      const int role = below(roles.size(), random);
+      one.city += country * static_cast<int>(roles.size()) + role;
+      one.role = first_role + role;
+      one.restated = random.chance(restated_share);
+    } else {
+      one.city += below(cities.size(), random);
+    }
+    homes.push_back(one);
+  }
+  return homes;
+}
+
+/// The homes asked about, in random order: most of them relative and not restated, the others
+/// direct.
+std::vector<home> draw_questions(const std::vector<home>& homes, random_source& random) {
+  std::vector<home> asked;
+  const std::vector<int> order = shuffled(static_cast<int>(homes.size()), random);
+  const auto take = [&](bool relative, std::size_t until) {
+    for (const int index : order) {
+      const home& one = homes[static_cast<std::size_t>(index)];
+      if (asked.size() < until && one.is_relative() == relative && !one.restated && !one.repeated) {
+        asked.push_back(one);
+      }
     }
   };
-  take(true, linked_questions);
+  take(true, relative_questions);
   take(false, most_questions);
-  std::vector<int> mixed;
+  std::vector<home> mixed;
   for (const int place : shuffled(static_cast<int>(asked.size()), random)) {
     mixed.push_back(asked[static_cast<std::size_t>(place)]);
   }
@@ -136,25 +156,28 @@ ba::block_layout write_sequence(const document_size& size, random_source& random
   const ba::index_t blocks =
       size.fewest_blocks +
       random.below(static_cast<std::uint32_t>(size.most_blocks - size.fewest_blocks + 1));
-  const std::vector<resident> residents = draw_residents(size, blocks, random);
+  const int country = below(countries.size(), random);
+  const std::vector<home> homes = draw_homes(size, blocks, country, random);
   writer text(target);
-  for (std::size_t i = 0; i < residents.size(); ++i) {
-    const resident& one = residents[i];
-    text.write(one.name);
-    if (one.home < 0) {
-      text.write(one.city);
-    } else {
-      text.write(residents[static_cast<std::size_t>(one.home)].name);
-      if (one.restated) text.write(one.city, target_kind::restated);
-    }
+  for (std::size_t i = 0; i < homes.size(); ++i) {
+    const home& one = homes[i];
+    text.write(one.person);
+    text.write(one.is_relative() ? one.role : one.city,
+               one.repeated ? target_kind::restated : target_kind::text);
+    if (one.restated) text.write(one.city, target_kind::restated);
     text.write(mark::stop);
-    if ((i + 1) % static_cast<std::size_t>(size.sentences_per_block) == 0) text.end_block();
+    if ((i + 1) % static_cast<std::size_t>(size.sentences_per_block) != 0) continue;
+    if (blocks > 1 && i < static_cast<std::size_t>(size.sentences_per_block)) {
+      text.write(mark::in);
+      text.write(first_country + country);
+      text.write(mark::stop);
+    }
+    text.end_block();
   }
-  for (const int index : draw_questions(residents, random)) {
-    const resident& one = residents[static_cast<std::size_t>(index)];
+  for (const home& one : draw_questions(homes, random)) {
     text.write(mark::question);
-    text.write(one.name);
-    text.write(one.city, one.home < 0 ? target_kind::direct : target_kind::linked);
+    text.write(one.person);
+    text.write(one.city, one.is_relative() ? target_kind::relative : target_kind::direct);
   }
   text.end_block();
   return text.layout();
@@ -165,10 +188,14 @@ ba::block_layout write_sequence(const document_size& size, random_source& random
 int vocabulary_size() { return first_city + static_cast<int>(cities.size()); }
 
 std::string word(int id) {
-  const auto index = static_cast<std::size_t>(id);
-  if (id < first_person) return std::string(marks[index]);
-  if (id < first_city) return std::string(people[index - marks.size()]);
-  return std::string(cities[index - marks.size() - people.size()]);
+  const auto from = [id](const auto& words, int first) {
+    return std::string(words[static_cast<std::size_t>(id - first)]);
+  };
+  if (id < first_person) return from(marks, 0);
+  if (id < first_role) return from(people, first_person);
+  if (id < first_country) return from(roles, first_role);
+  if (id < first_city) return from(countries, first_country);
+  return from(cities, first_city);
 }
 
 batch draw_batch(const document_size& size, ba::index_t tokens, std::uint64_t seed) {

@@ -22,9 +22,9 @@ struct document_size {
 enum class target_kind : std::uint8_t {
   none,      ///< nothing: the last token of a sequence
   text,      ///< a word that mostly cannot be known before
-  restated,  ///< in a context block: a city that follows from an earlier block
+  restated,  ///< in a context block: a city that follows from what was said before
   direct,    ///< answer of a question about a fact that stands in one sentence
-  linked,    ///< answer of a question about a fact that crosses a block border
+  relative,  ///< answer of a question about a fact that crosses a block border
 };
 
 /// Several sequences on one source axis (without sinks).
@@ -36,19 +36,20 @@ struct batch {
 };
 
 inline bool is_answer(target_kind kind) {
-  return kind == target_kind::direct || kind == target_kind::linked;
+  return kind == target_kind::direct || kind == target_kind::relative;
 }
 
-/// A language of facts about where people live, made so that facts cross block borders:
+/// A language of facts about who lives where, made so that facts cross block borders:
 ///
-///     anna rome .         a direct fact
-///     boris anna .        a link: boris lives where anna lives, which an earlier block says
-///     boris anna rome .   the same, restated
-///     ? boris rome        a question of the final block, and its answer
+///     anna paris .          a direct fact; a later block may repeat it
+///     in italy .            at the end of the first block of several
+///     boris capital .       a relative fact: boris lives in the capital of the country
+///     boris capital rome .  the same, restated
+///     ? boris rome          a question of the final block, and its answer
 ///
-/// With full attention the token "anna" of the link can look back and know Rome; predicting the
-/// restated links teaches a model to do so. A block that is encoded alone cannot: the final block
-/// then has to follow the link itself, from boris to anna and from anna to rome.
+/// With full attention the token "capital" can look back at the country and know Rome; predicting
+/// the restated facts teaches a model to do so. A block that is encoded alone does not know the
+/// country: the final block then has to fetch the role and the country and to join them itself.
 ///
 /// Equal seeds draw equal sequences. Sequences are drawn until they hold at least `tokens` tokens.
 batch draw_batch(const document_size& size, ba::index_t tokens, std::uint64_t seed);

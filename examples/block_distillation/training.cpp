@@ -21,7 +21,7 @@ ba::logits_view<float> logits_of(matrix<float>& m) {
   return ba::dense_logits(m.data(), m.rows(), m.cols());
 }
 
-/// One block and two sentences at first, then more and more blocks of full size.
+/// One block of two sentences at first, then up to more and more blocks of full size.
 document_size growing_size(const document_size& full, double grown) {
   const auto blocks = static_cast<ba::index_t>(grown * static_cast<double>(full.most_blocks));
   if (blocks == 0) return {.fewest_blocks = 1, .most_blocks = 1, .sentences_per_block = 2};
@@ -100,7 +100,7 @@ double trainer::cross_entropy(const batch& samples,
                               const token_axis<float>& axis,
                               const std::vector<float>& token_weights,
                               const trained_model& model,
-                              std::vector<float>& gradient) {
+                              parameter_vector<float>& gradient) {
   const matrix<float>& logits = model_.forward(model.weights, axis, samples.ids);
   d_logits_.resize(logits.rows(), logits.cols());
   // With label_weight 1 the distillation loss is plain cross-entropy and needs no teacher.
@@ -113,13 +113,18 @@ double trainer::cross_entropy(const batch& samples,
   return loss;
 }
 
-double trainer::language_modelling(std::uint64_t seed, const trained_model& model) {
+batch trainer::draw(std::uint64_t purpose,
+                    std::uint64_t seed,
+                    ba::index_t step,
+                    ba::index_t steps) const {
   const double grown =
-      static_cast<double>(model.step) /
-      std::max(1.0, options_.growing * static_cast<double>(options_.teacher_steps));
-  const batch samples =
-      draw_batch(growing_size(options_.documents, grown), options_.tokens_per_step,
-                 random_source::seed_of(purpose::teacher_batch, seed, model.step));
+      static_cast<double>(step) / std::max(1.0, options_.growing * static_cast<double>(steps));
+  return draw_batch(growing_size(options_.documents, grown), options_.tokens_per_step,
+                    random_source::seed_of(purpose, seed, step));
+}
+
+double trainer::language_modelling(std::uint64_t seed, const trained_model& model) {
+  const batch samples = draw(purpose::teacher_batch, seed, model.step, options_.teacher_steps);
   std::vector<float> weights;
   for (const target_kind kind : samples.kinds) {
     weights.push_back(kind == target_kind::text   ? static_cast<float>(options_.text_weight)
@@ -131,9 +136,7 @@ double trainer::language_modelling(std::uint64_t seed, const trained_model& mode
 }
 
 double trainer::block_fine_tuning(std::uint64_t seed, const trained_model& model) {
-  const batch samples =
-      draw_batch(options_.documents, options_.tokens_per_step,
-                 random_source::seed_of(purpose::student_batch, seed, model.step));
+  const batch samples = draw(purpose::student_batch, seed, model.step, options_.student_steps);
   std::vector<float> answers;
   for (const target_kind kind : samples.kinds) answers.push_back(is_answer(kind) ? 1.0F : 0.0F);
   second_gradient_.resize(gradient_.size());
@@ -151,9 +154,7 @@ double trainer::block_distillation(const recipe& recipe,
                                    std::uint64_t seed,
                                    std::span<const float> teacher,
                                    const trained_model& model) {
-  const batch samples =
-      draw_batch(options_.documents, options_.tokens_per_step,
-                 random_source::seed_of(purpose::student_batch, seed, model.step));
+  const batch samples = draw(purpose::student_batch, seed, model.step, options_.student_steps);
   const std::size_t tokens = samples.ids.size();
 
   // 1. What the frozen teacher says of every token, with full attention.

@@ -315,7 +315,7 @@ class transformer {
   std::vector<T> source_rms_;
   std::vector<layer_memory> layers_;
   matrix<T> d_states_, d_qkv_, d_attended_;
-  std::vector<std::vector<T>> gradients_;  ///< one for each run of tokens
+  std::vector<parameter_vector<T>> gradients_;  ///< one for each run of tokens
 };
 
 }  // namespace distillation
