@@ -167,11 +167,11 @@ ba::block_layout write_sequence(const document_size& size, random_source& random
     if (one.restated) text.write(one.city, target_kind::restated);
     text.write(mark::stop);
     if ((i + 1) % static_cast<std::size_t>(size.sentences_per_block) != 0) continue;
-    if (blocks > 1 && i < static_cast<std::size_t>(size.sentences_per_block)) {
-      text.write(mark::in);
-      text.write(first_country + country);
-      text.write(mark::stop);
-    }
+    text.end_block();
+    if (blocks == 1 || i >= static_cast<std::size_t>(size.sentences_per_block)) continue;
+    text.write(mark::in);
+    text.write(first_country + country);
+    text.write(mark::stop);
     text.end_block();
   }
   for (const home& one : draw_questions(homes, random)) {

@@ -35,6 +35,9 @@ struct batch {
   std::vector<target_kind> kinds;  ///< (tokens) of `next`
 };
 
+/// Where the country is named: a block number within the sequence.
+inline constexpr ba::index_t country_block = 1;
+
 inline bool is_answer(target_kind kind) {
   return kind == target_kind::direct || kind == target_kind::relative;
 }
@@ -42,7 +45,7 @@ inline bool is_answer(target_kind kind) {
 /// A language of facts about who lives where, made so that facts cross block borders:
 ///
 ///     anna paris .          a direct fact; a later block may repeat it
-///     in italy .            at the end of the first block of several
+///     in italy .            a block of its own, the second, in documents of several blocks
 ///     boris capital .       a relative fact: boris lives in the capital of the country
 ///     boris capital rome .  the same, restated
 ///     ? boris rome          a question of the final block, and its answer

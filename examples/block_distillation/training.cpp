@@ -6,13 +6,14 @@
 #include <blockattn/layout/sink_tokens.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>
 #include <blockattn/mask/block_dropout_mask.hpp>
+#include <blockattn/mask/block_visibility_mask.hpp>
 #include <blockattn/mask/packed_documents_mask.hpp>
 
 namespace distillation {
 namespace {
 
 /// What a random source is for; the teacher's batches are never the students'.
-enum purpose : std::uint64_t { teacher_batch = 1, student_batch, dropout_draw };
+enum purpose : std::uint64_t { teacher_batch = 1, student_batch, dropout_draw, country_draw };
 
 ba::logits_view<const float> logits_of(const matrix<float>& m) {
   return ba::dense_logits(m.data(), m.rows(), m.cols());
@@ -28,6 +29,26 @@ document_size growing_size(const document_size& full, double grown) {
   return {.fewest_blocks = 1,
           .most_blocks = std::min(full.most_blocks, blocks + 1),
           .sentences_per_block = full.sentences_per_block};
+}
+
+/// Full attention, but no final block sees the block that names the country.
+token_axis<float> hidden_country_axis(const batch& samples, const model_shape& shape) {
+  const ba::block_layout& layout = samples.layout;
+  const ba::index_t blocks = layout.blocks();
+  std::vector<ba::block_visibility> visibility(static_cast<std::size_t>(blocks * blocks),
+                                               ba::block_visibility::hidden);
+  for (ba::index_t s = 0; s < layout.sequences(); ++s) {
+    const ba::index_range own = layout.sequence_blocks(s);
+    for (ba::index_t query = own.begin; query < own.end; ++query) {
+      for (ba::index_t key = own.begin; key <= query; ++key) {
+        const bool hidden = query == own.end - 1 && key == own.begin + country_block && key < query;
+        if (!hidden) {
+          visibility[static_cast<std::size_t>(query * blocks + key)] = ba::block_visibility::causal;
+        }
+      }
+    }
+  }
+  return {layout, ba::block_visibility_mask(layout, visibility), shape};
 }
 
 }  // namespace
@@ -131,8 +152,11 @@ double trainer::language_modelling(std::uint64_t seed, const trained_model& mode
                       : kind == target_kind::none ? 0.0F
                                                   : 1.0F);
   }
-  return cross_entropy(samples, full_attention_axis(samples, options_.shape), weights, model,
-                       gradient_);
+  random_source random(random_source::seed_of(purpose::country_draw, seed, model.step));
+  const token_axis<float> axis = random.chance(options_.hidden_country)
+                                     ? hidden_country_axis(samples, options_.shape)
+                                     : full_attention_axis(samples, options_.shape);
+  return cross_entropy(samples, axis, weights, model, gradient_);
 }
 
 double trainer::block_fine_tuning(std::uint64_t seed, const trained_model& model) {
