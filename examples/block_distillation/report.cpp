@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <limits>
 
 namespace distillation {
 namespace {
@@ -16,14 +17,20 @@ struct row {
 std::string shown(const std::vector<double>& values, double unit, int decimals) {
   const spread s = spread_of(values);
   char text[64];
-  std::snprintf(text, sizeof text, "%.*f ± %.*f", decimals, s.mean * unit, decimals,
-                s.deviation * unit);
+  if (!std::isfinite(s.mean)) return "-";
+  if (values.size() == 1) {
+    std::snprintf(text, sizeof text, "%.*f", decimals, s.mean * unit);
+  } else {
+    std::snprintf(text, sizeof text, "%.*f ± %.*f", decimals, s.mean * unit, decimals,
+                  s.deviation * unit);
+  }
   return text;
 }
 
-/// "±" takes two bytes and one column.
 void print_cell(const std::string& text, int width) {
-  std::printf(" %*s", width + 1, text.c_str());
+  // "±" takes two bytes and one column.
+  const bool wide = text.find("±") != std::string::npos;
+  std::printf(" %*s", width + (wide ? 1 : 0), text.c_str());
 }
 
 void add(row& target, const score& s) {
@@ -46,9 +53,11 @@ spread spread_of(const std::vector<double>& values) {
 }
 
 double closed_share(const seed_results& seed, const run_result& run) {
+  constexpr double smallest_gap = 0.05;
   const double untrained = seed.untrained.relative_accuracy;
-  return (run.held_out.relative_accuracy - untrained) /
-         (seed.runs.front().held_out.relative_accuracy - untrained);
+  const double gap = seed.runs.front().held_out.relative_accuracy - untrained;
+  if (gap < smallest_gap) return std::numeric_limits<double>::quiet_NaN();
+  return (run.held_out.relative_accuracy - untrained) / gap;
 }
 
 void print_table(const experiment& run) {
@@ -65,9 +74,9 @@ void print_table(const experiment& run) {
       rows[i].seconds.push_back(untrained ? 0 : result.seconds);
     }
   }
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "relative facts", "perplexity", "gap closed",
-              "direct facts", "training");
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "relative", "%", "% right",
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "across blocks", "perplexity", "gap closed",
+              "in one block", "training");
+  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "across blocks", "%", "% right",
               "seconds");
   for (const row& r : rows) {
     std::printf("%-28s", r.name.c_str());
@@ -78,7 +87,9 @@ void print_table(const experiment& run) {
     print_cell(shown(r.seconds, 1, 0), 14);
     std::printf("\n");
   }
-  std::printf("\nmean ± standard deviation over %zu seeds; held-out documents\n", run.seeds.size());
+  std::printf(
+      "\nHeld-out documents, %zu seed%s. Across blocks: answers whose fact needs another block.\n",
+      run.seeds.size(), run.seeds.size() == 1 ? "" : "s, mean ± standard deviation");
 }
 
 }  // namespace distillation

@@ -33,11 +33,11 @@ constexpr std::array<std::string_view, 24> cities = {
     "tokyo",  "yokohama",  "sapporo", "fukuoka", "brasilia", "santos",  "manaus", "curitiba"};
 
 /// Shares of the sentences behind the first block that are relative or repeat an earlier direct
-/// fact; share of the relative ones that are restated; most questions of a final block, and how
+/// fact; share of the documents that restate them all; most questions of a final block, and how
 /// many of them ask for relative facts.
 constexpr double relative_share = 0.5;
 constexpr double repeated_share = 0.25;
-constexpr double restated_share = 0.5;
+constexpr double restated_share = 0.4;
 constexpr std::size_t most_questions = 12;
 constexpr std::size_t relative_questions = 6;
 
@@ -104,6 +104,7 @@ std::vector<home> draw_homes(const document_size& size,
                              random_source& random) {
   const std::vector<int> order = shuffled(static_cast<int>(people.size()), random);
   std::vector<home> homes;
+  const bool restates = random.chance(restated_share);
   std::size_t people_met = 0;
   for (ba::index_t i = 0; i < blocks * size.sentences_per_block; ++i) {
     const double drawn = i < size.sentences_per_block ? 1 : random.uniform();
@@ -121,7 +122,7 @@ std::vector<home> draw_homes(const document_size& size,
       const int role = below(roles.size(), random);
       one.city += country * static_cast<int>(roles.size()) + role;
       one.role = first_role + role;
-      one.restated = random.chance(restated_share);
+      one.restated = restates;
     } else {
       one.city += below(cities.size(), random);
     }
