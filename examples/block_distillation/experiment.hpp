@@ -32,8 +32,8 @@ struct experiment_options {
   training_options training;
   ba::index_t seeds = 3;
   ba::index_t held_out_batches = 20;  ///< for the table
-  ba::index_t curve_batches = 3;      ///< of them, for a point of a curve
-  ba::index_t curve_points = 16;      ///< of each student
+  ba::index_t curve_batches = 4;      ///< of them, for a point of a curve
+  ba::index_t curve_points = 32;      ///< of each student
 };
 
 /// All runs, one after the other: for each seed the teacher, then its students. Everything that has

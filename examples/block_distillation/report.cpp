@@ -11,7 +11,7 @@ namespace {
 /// One row of the table: the same quantity of every seed.
 struct row {
   std::string name;
-  std::vector<double> relative, direct, perplexity, closed, seconds;
+  std::vector<double> relative, direct, perplexity, closed, steps, seconds;
 };
 
 std::string shown(const std::vector<double>& values, double unit, int decimals) {
@@ -60,6 +60,17 @@ double closed_share(const seed_results& seed, const run_result& run) {
   return (run.held_out.relative_accuracy - untrained) / gap;
 }
 
+double steps_to_close(const seed_results& seed, const run_result& run) {
+  constexpr double share = 0.9;
+  const double untrained = seed.untrained.relative_accuracy;
+  const double wanted =
+      untrained + share * (seed.runs.front().held_out.relative_accuracy - untrained);
+  for (const curve_point& point : run.curve) {
+    if (point.relative_accuracy >= wanted) return static_cast<double>(point.step);
+  }
+  return not_reached;
+}
+
 void print_table(const experiment& run) {
   std::vector<row> rows(run.recipes().size() + 1);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -71,18 +82,21 @@ void print_table(const experiment& run) {
       const run_result& result = seed.runs[recipe];
       add(rows[i], untrained ? seed.untrained : result.held_out);
       rows[i].closed.push_back(untrained ? 0 : closed_share(seed, result));
+      rows[i].steps.push_back(untrained || recipe == 0 ? not_reached
+                                                       : steps_to_close(seed, result));
       rows[i].seconds.push_back(untrained ? 0 : result.seconds);
     }
   }
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "across blocks", "perplexity", "gap closed",
-              "in one block", "training");
-  std::printf("%-28s %14s %14s %14s %14s %14s\n", "", "% right", "across blocks", "%", "% right",
-              "seconds");
+  constexpr const char* heads = "%-28s %14s %14s %14s %14s %14s %14s\n";
+  std::printf(heads, "", "across blocks", "perplexity", "gap closed", "90 % after", "in one block",
+              "training");
+  std::printf(heads, "", "% right", "across blocks", "%", "steps", "% right", "seconds");
   for (const row& r : rows) {
     std::printf("%-28s", r.name.c_str());
     print_cell(shown(r.relative, 100, 1), 14);
     print_cell(shown(r.perplexity, 1, 3), 14);
     print_cell(shown(r.closed, 100, 1), 14);
+    print_cell(shown(r.steps, 1, 0), 14);
     print_cell(shown(r.direct, 100, 1), 14);
     print_cell(shown(r.seconds, 1, 0), 14);
     std::printf("\n");

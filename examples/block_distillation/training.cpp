@@ -134,18 +134,13 @@ double trainer::cross_entropy(const batch& samples,
   return loss;
 }
 
-batch trainer::draw(std::uint64_t purpose,
-                    std::uint64_t seed,
-                    ba::index_t step,
-                    ba::index_t steps) const {
-  const double grown =
-      static_cast<double>(step) / std::max(1.0, options_.growing * static_cast<double>(steps));
-  return draw_batch(growing_size(options_.documents, grown), options_.tokens_per_step,
-                    random_source::seed_of(purpose, seed, step));
-}
-
 double trainer::language_modelling(std::uint64_t seed, const trained_model& model) {
-  const batch samples = draw(purpose::teacher_batch, seed, model.step, options_.teacher_steps);
+  const double grown =
+      static_cast<double>(model.step) /
+      std::max(1.0, options_.growing * static_cast<double>(options_.teacher_steps));
+  const batch samples =
+      draw_batch(growing_size(options_.documents, grown), options_.tokens_per_step,
+                 random_source::seed_of(purpose::teacher_batch, seed, model.step));
   std::vector<float> weights;
   for (const target_kind kind : samples.kinds) {
     weights.push_back(kind == target_kind::text   ? static_cast<float>(options_.text_weight)
@@ -160,7 +155,9 @@ double trainer::language_modelling(std::uint64_t seed, const trained_model& mode
 }
 
 double trainer::block_fine_tuning(std::uint64_t seed, const trained_model& model) {
-  const batch samples = draw(purpose::student_batch, seed, model.step, options_.student_steps);
+  const batch samples =
+      draw_batch(options_.documents, options_.tokens_per_step,
+                 random_source::seed_of(purpose::student_batch, seed, model.step));
   std::vector<float> answers;
   for (const target_kind kind : samples.kinds) answers.push_back(is_answer(kind) ? 1.0F : 0.0F);
   second_gradient_.resize(gradient_.size());
@@ -178,7 +175,9 @@ double trainer::block_distillation(const recipe& recipe,
                                    std::uint64_t seed,
                                    std::span<const float> teacher,
                                    const trained_model& model) {
-  const batch samples = draw(purpose::student_batch, seed, model.step, options_.student_steps);
+  const batch samples =
+      draw_batch(options_.documents, options_.tokens_per_step,
+                 random_source::seed_of(purpose::student_batch, seed, model.step));
   const std::size_t tokens = samples.ids.size();
 
   // 1. What the frozen teacher says of every token, with full attention.
