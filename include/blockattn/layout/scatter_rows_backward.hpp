@@ -23,14 +23,14 @@ concept gradient_source = std::ranges::contiguous_range<Rows> && std::ranges::si
 
 namespace detail {
 
-struct write_gradient {
+struct assign_element {
   template <class T, class C>
   void operator()(T& stored, C value) const noexcept {
     store_scalar(stored, value);
   }
 };
 
-struct add_gradient {
+struct accumulate_element {
   template <class T, class C>
   void operator()(T& stored, C value) const noexcept {
     store_scalar(stored, static_cast<C>(load_scalar(stored)) + value);
@@ -159,7 +159,7 @@ void scatter_rows_backward(const block_layout& layout,
                            DSource&& d_source_rows,
                            DSinks&& d_sink_rows,
                            index_t columns = 1) {
-  detail::scatter_rows_adjoint("scatter_rows_backward", detail::write_gradient{}, layout, d_out,
+  detail::scatter_rows_adjoint("scatter_rows_backward", detail::assign_element{}, layout, d_out,
                                d_source_rows, d_sink_rows, columns);
 }
 
@@ -170,8 +170,8 @@ void scatter_rows_backward_accumulate(const block_layout& layout,
                                       DSource&& d_source_rows,
                                       DSinks&& d_sink_rows,
                                       index_t columns = 1) {
-  detail::scatter_rows_adjoint("scatter_rows_backward_accumulate", detail::add_gradient{}, layout,
-                               d_out, d_source_rows, d_sink_rows, columns);
+  detail::scatter_rows_adjoint("scatter_rows_backward_accumulate", detail::accumulate_element{},
+                               layout, d_out, d_source_rows, d_sink_rows, columns);
 }
 
 /// The adjoint of gather_rows: d_rows[token_of(j)] = d_out[j]; rows of sinks, which gather_rows
@@ -187,7 +187,7 @@ void gather_rows_backward(const block_layout& layout,
                           const DOut& d_out,
                           DRows&& d_rows,
                           index_t columns = 1) {
-  detail::gather_rows_adjoint("gather_rows_backward", detail::write_gradient{}, layout, d_out,
+  detail::gather_rows_adjoint("gather_rows_backward", detail::assign_element{}, layout, d_out,
                               d_rows, columns);
 }
 
@@ -197,8 +197,8 @@ void gather_rows_backward_accumulate(const block_layout& layout,
                                      const DOut& d_out,
                                      DRows&& d_rows,
                                      index_t columns = 1) {
-  detail::gather_rows_adjoint("gather_rows_backward_accumulate", detail::add_gradient{}, layout,
-                              d_out, d_rows, columns);
+  detail::gather_rows_adjoint("gather_rows_backward_accumulate", detail::accumulate_element{},
+                              layout, d_out, d_rows, columns);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI
