@@ -36,9 +36,9 @@ struct training_options {
   document_size documents;
   ba::index_t tokens_per_step = 2500;
   ba::index_t teacher_steps = 1200;
-  ba::index_t student_steps = 160;
+  ba::index_t student_steps = 320;
   optimizer_options teacher_optimizer = {.learning_rate = 5e-3};
-  optimizer_options student_optimizer = {.learning_rate = 3e-4};
+  optimizer_options student_optimizer = {.learning_rate = 6e-4};
   /// Share of the teacher's steps in which documents grow from one block to their full size.
   /// Finding a fact among two is learned in 200 steps; among 24, not in 2,000 (measured).
   double growing = 0.6;
