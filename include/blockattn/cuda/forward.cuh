@@ -1,0 +1,207 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/checks.hpp>
+#include <blockattn/cuda/device_plan.cuh>
+#include <blockattn/cuda/merge_parts_kernel.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda {
+
+namespace detail {
+
+/// Refuses storage types that the kernels do not multiply, while compiling.
+template <class Q, class K, class V, class O>
+constexpr void check_forward_storage() {
+  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V>,
+                "cuda::forward: q, k and v must have one storage format, bf16 or fp16");
+  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
+                "cuda::forward: q, k and v must be bf16 or fp16, not fp32 or fp64");
+  static_assert(format_of<O> != storage_format::fp64, "cuda::forward: o must not be fp64");
+}
+
+inline void check_device_head_dim(const char* function, const char* name, index_t head_dim) {
+  blockattn::detail::require(head_dim % 8 == 0 && 8 <= head_dim && head_dim <= 256, function, ": ",
+                             name, ".head_dim is ", head_dim,
+                             ", must be a multiple of 8 from 8 to 256");
+}
+
+/// Everything that `cuda::forward` refuses. Reads no device memory.
+template <class Q, class K, class V, class O>
+void check_forward_call(const char* function,
+                        const forward_arguments<Q, K, V, O>& arguments,
+                        const device_plan& plan,
+                        const attention_options& options) {
+  using blockattn::detail::require;
+  forward_arguments<Q, K, V, O> without_sinks = arguments;  // whose values are on the device
+  without_sinks.sink_logits = {};
+  blockattn::detail::check_forward(function, without_sinks, options);
+  const index_t heads = arguments.q.heads;
+  require(arguments.sink_logits.empty() || std::ssize(arguments.sink_logits) == heads, function,
+          ": ", arguments.sink_logits.size(), " sink_logits for ", heads, " query heads");
+  check_device_head_dim(function, "q", arguments.q.head_dim);
+  check_device_head_dim(function, "v", arguments.v.head_dim);
+  require(plan.query_tokens() == arguments.q.tokens && plan.key_tokens() == arguments.k.tokens,
+          function, ": the plan is for ", plan.query_tokens(), " queries x ", plan.key_tokens(),
+          " keys, the arguments have ", arguments.q.tokens, " x ", arguments.k.tokens);
+  require(plan.query_heads() == heads, function, ": the plan is for ", plan.query_heads(),
+          " query heads but q has ", heads);
+  const tile_shape wanted = tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
+  require(plan.shape() == wanted, function, ": the plan has tiles of ", plan.shape().queries,
+          " x ", plan.shape().keys, ", head dims ", arguments.q.head_dim, " and ",
+          arguments.v.head_dim, " need ", wanted.queries, " x ", wanted.keys,
+          " (cuda::tile_shape_for)");
+  require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
+          ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
+          " heads are more than a launch takes");
+}
+
+/// True when every row begins at a multiple of 16 bytes.
+template <class T>
+bool rows_are_aligned(const heads_view<T>& view) {
+  constexpr index_t values = 16 / static_cast<index_t>(sizeof(T));
+  return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && view.token_stride % values == 0 &&
+         view.head_stride % values == 0;
+}
+
+template <class T>
+device_view as_device_view(const heads_view<const T>& view) {
+  return {.data = reinterpret_cast<const std::uint16_t*>(view.data),
+          .token_stride = view.token_stride,
+          .head_stride = view.head_stride,
+          .head_dim = static_cast<int>(view.head_dim),
+          .vectors = rows_are_aligned(view) ? 1 : 0};
+}
+
+/// How scores are formed when the sign of the scale has gone into the queries.
+inline score_transform score_transform_of(double scale, double softcap) {
+  constexpr double log2_e = 1.4426950408889634;
+  const double magnitude = std::abs(scale);
+  if (softcap == 0) return {static_cast<float>(magnitude * log2_e), 0.0F, 0.0F};
+  return {1.0F, static_cast<float>(softcap * log2_e), static_cast<float>(magnitude / softcap)};
+}
+
+template <class Q, class K, class V, class O>
+forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& arguments,
+                                         const device_plan& plan,
+                                         const attention_options& options) {
+  forward_parameters p{};
+  p.q = as_device_view(arguments.q);
+  p.k = as_device_view(arguments.k);
+  p.v = as_device_view(arguments.v);
+  p.out = {.o = arguments.o.data,
+           .o_token_stride = arguments.o.token_stride,
+           .o_head_stride = arguments.o.head_stride,
+           .lse = arguments.lse.data,
+           .lse_token_stride = arguments.lse.token_stride,
+           .lse_head_stride = arguments.lse.head_stride,
+           .sink_logits = arguments.sink_logits.empty() ? nullptr : arguments.sink_logits.data(),
+           .format = format_of<O>,
+           .value_dim = static_cast<int>(arguments.v.head_dim),
+           .vectors = sizeof(O) == 2 && rows_are_aligned(arguments.o) ? 1 : 0};
+  p.lists = device_plan_access::lists(plan);
+  p.plan_of_head = device_plan_access::plan_of_head(plan);
+  p.parts = static_cast<int>(device_plan_access::most(plan).parts);
+  p.items = static_cast<int>(device_plan_access::most(plan).items);
+  p.query_tokens = static_cast<int>(plan.query_tokens());
+  p.key_tokens = static_cast<int>(plan.key_tokens());
+  p.group = arguments.k.heads > 0 ? static_cast<int>(arguments.q.heads / arguments.k.heads) : 1;
+  p.heads_per_section = static_cast<int>(arguments.q.heads);
+  const double scale = blockattn::detail::resolved_scale(options, arguments.q.head_dim);
+  p.transform = score_transform_of(scale, options.softcap);
+  // A factor that fp32 holds as 0 would meet -inf in hidden pairs: the queries become 0 instead.
+  const bool vanishes = static_cast<float>(std::abs(scale)) < std::numeric_limits<float>::min();
+  p.change = vanishes    ? query_change::zero
+             : scale < 0 ? query_change::negate
+                         : query_change::none;
+  if (vanishes && options.softcap == 0) p.transform.factor = 1;
+  return p;
+}
+
+/// Places of the partial results in a workspace.
+template <class Tuning>
+struct part_layout {
+  index_t values, rows, size;
+
+  part_layout(const device_plan& plan, index_t heads) {
+    const index_t all_rows = heads * device_plan_access::most(plan).parts * Tuning::queries;
+    blockattn::detail::workspace_layout layout;
+    values = layout.take<float>(all_rows * Tuning::columns);
+    rows = layout.take<row_statistics>(all_rows);
+    size = layout.size();
+  }
+};
+
+/// Enqueues the kernels of a checked call.
+template <storage_format Format, class Tuning>
+void launch_forward(const char* function,
+                    const forward_parameters& parameters,
+                    index_t heads,
+                    index_t splits,
+                    cudaStream_t stream) {
+  if (parameters.items == 0 || heads == 0) return;
+  using cta = forward_cta<Format, Tuning>;
+  const auto kernel = forward_kernel<Format, Tuning>;
+  require_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       cta::shared_bytes),
+                  function, "reserving shared memory");
+  const auto grid = static_cast<unsigned>(parameters.items * heads);
+  kernel<<<grid, cta::threads, cta::shared_bytes, stream>>>(parameters);
+  require_success(cudaGetLastError(), function, "the launch");
+  if (splits == 0) return;
+  const dim3 merge_grid(static_cast<unsigned>(splits), static_cast<unsigned>(heads),
+                        Tuning::queries / Tuning::warps);
+  merge_parts_kernel<Tuning><<<merge_grid, Tuning::warps * 32, 0, stream>>>(parameters);
+  require_success(cudaGetLastError(), function, "the launch of the merge");
+}
+
+}  // namespace detail
+
+/// Bytes of device memory that `forward` needs for its partial results, aligned to
+/// workspace_alignment: 0 when the plan cuts no row of tiles. Head dims as in the call.
+inline index_t forward_workspace_size(const device_plan& plan,
+                                      index_t head_dim,
+                                      index_t value_dim) {
+  return detail::with_forward_tuning(head_dim, value_dim, [&](auto tuning) {
+    return detail::part_layout<decltype(tuning)>(plan, plan.query_heads()).size;
+  });
+}
+
+/// Attention over the visible pairs of a plan (formula: reference::forward), fused, on tensor cores:
+///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v
+///   lse = log of the softmax denominator, natural
+/// All tensors, lse and sink_logits are device memory; shapes as in forward_arguments, strides of
+/// any kind (fastest when every row begins at a multiple of 16 bytes). q, k and v are all bf16 or
+/// all fp16, o bf16, fp16 or fp32. Products and sums are in fp32, softmax weights are rounded to
+/// the format of v. Head dims: multiples of 8 up to 256, k and v may differ; tuned for 64 and 128,
+/// others are padded to 64, 128 or 256. GQA: query_heads a multiple of kv_heads.
+///
+/// A row that sees nothing gets o = 0, lse = -inf (its sink logit with sink_logits). Keys that no
+/// row sees may hold anything: they are not read. sink_logits must be finite or -inf, which is not
+/// checked. Same inputs, same bits.
+///
+/// Only enqueues on `stream`; allocates nothing. Throws `error` on shapes that disagree, a null
+/// view with elements, overlapping output rows, a bad option, a plan of another size, number of
+/// heads or tile shape, a small or misaligned workspace; nothing has been enqueued then. Work:
+/// 2 (head_dim + value_dim) flops for each pair of a visited tile and query head.
+template <class Q, class K = Q, class V = K, class O = Q>
+void forward(const forward_arguments<Q, K, V, O>& arguments,
+             const device_plan& plan,
+             const attention_options& options,
+             std::span<std::byte> workspace,
+             cudaStream_t stream) {
+  constexpr const char* function = "cuda::forward";
+  detail::check_forward_storage<Q, K, V, O>();
+  detail::check_forward_call(function, arguments, plan, options);
+  detail::with_forward_tuning(arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
+    using tuning_type = decltype(tuning);
+    const detail::part_layout<tuning_type> parts(plan, arguments.q.heads);
+    blockattn::detail::check_workspace(function, workspace, parts.size);
+    detail::forward_parameters p = detail::forward_parameters_of(arguments, plan, options);
+    p.part_values = blockattn::detail::piece<float>(workspace, parts.values);
+    p.part_rows = blockattn::detail::piece<detail::row_statistics>(workspace, parts.rows);
+    detail::launch_forward<format_of<V>, tuning_type>(
+        function, p, arguments.q.heads, detail::device_plan_access::most(plan).splits, stream);
+  });
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda

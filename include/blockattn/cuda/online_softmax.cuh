@@ -1,0 +1,118 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/output_rows.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// How products become scores in base 2: factor * x, or softcap_log2 * tanh(softcap_factor * x).
+struct score_transform {
+  float factor;          ///< |scale| log2(e); 1 with a softcap; positive
+  float softcap_log2;    ///< softcap log2(e); 0 = none
+  float softcap_factor;  ///< |scale| / softcap
+};
+
+/// The running maxima and sums of the rows that a warp holds in accumulators of 16 rows each. Lane
+/// l holds two rows of each, together with the other three lanes of its quad.
+template <int RowTiles>
+struct online_softmax {
+  float max_log2[2 * RowTiles];  ///< no_maximum at first
+  float sum[2 * RowTiles];  ///< over this lane's columns
+
+  __device__ __forceinline__ online_softmax() {
+#pragma unroll
+    for (int half = 0; half < 2 * RowTiles; ++half) {
+      max_log2[half] = no_maximum;
+      sum[half] = 0;
+    }
+  }
+
+  /// Applies the softcap, if there is one.
+  template <int KeyTiles>
+  __device__ __forceinline__ void prepare(const score_transform& transform,
+                                          float (&scores)[RowTiles][KeyTiles][4]) const {
+    if (transform.softcap_log2 == 0) return;
+#pragma unroll
+    for (int r = 0; r < RowTiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < KeyTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& score = scores[r][n][i];
+          score = transform.softcap_log2 * tanhf(transform.softcap_factor * score);
+        }
+      }
+    }
+  }
+
+  /// Raises the maxima to those of new scores and scales sums and values to match. A maximum stays
+  /// while no score exceeds it by more than 8: weights are then at most 2^8, which costs no
+  /// precision in any of the formats, and most tiles need no scaling (FlashAttention-4 does so too).
+  template <int KeyTiles, int ValueTiles>
+  __device__ __forceinline__ void take_maxima(const score_transform& transform,
+                                              const float (&scores)[RowTiles][KeyTiles][4],
+                                              float (&values)[RowTiles][ValueTiles][4]) {
+    float correction[2 * RowTiles];
+    bool changes = false;
+#pragma unroll
+    for (int half = 0; half < 2 * RowTiles; ++half) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < KeyTiles; ++n) {
+        const float* const pair = &scores[half / 2][n][half % 2 * 2];
+        largest = fmaxf(largest, fmaxf(pair[0], pair[1]));
+      }
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 2)) * transform.factor;
+      correction[half] = 1;
+      if (largest > max_log2[half] + 8) {
+        correction[half] = exp2_approximate(max_log2[half] - largest);
+        max_log2[half] = largest;
+        changes = true;
+      }
+    }
+    if (!__any_sync(0xffffffffU, changes)) return;
+#pragma unroll
+    for (int half = 0; half < 2 * RowTiles; ++half) {
+      sum[half] *= correction[half];
+#pragma unroll
+      for (int n = 0; n < ValueTiles; ++n) {
+        values[half / 2][n][half % 2 * 2] *= correction[half];
+        values[half / 2][n][half % 2 * 2 + 1] *= correction[half];
+      }
+    }
+  }
+
+  /// The weights of 16 keys in accumulator tile r, rounded to `Format`, as the left operand of a
+  /// product; adds them, not rounded, to the sums.
+  template <storage_format Format>
+  __device__ __forceinline__ void weights(const score_transform& transform,
+                                          int r,
+                                          const float (&low)[4],
+                                          const float (&high)[4],
+                                          std::uint32_t (&rounded)[4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float shift = max_log2[2 * r + half];
+      float w[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        w[i] = exp2_approximate(fmaf(low[2 * half + i], transform.factor, -shift));
+        w[2 + i] = exp2_approximate(fmaf(high[2 * half + i], transform.factor, -shift));
+      }
+      sum[2 * r + half] += (w[0] + w[1]) + (w[2] + w[3]);
+      rounded[half] = tensor_operand<Format>::pack(w[0], w[1]);
+      rounded[2 + half] = tensor_operand<Format>::pack(w[2], w[3]);
+    }
+  }
+
+  /// The statistics of a row, complete in all four lanes of its quad.
+  __device__ __forceinline__ row_statistics row(int half) const {
+    float total = sum[half];
+    total += __shfl_xor_sync(0xffffffffU, total, 1);
+    total += __shfl_xor_sync(0xffffffffU, total, 2);
+    return {max_log2[half], total};
+  }
+};
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

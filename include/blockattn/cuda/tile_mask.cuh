@@ -1,0 +1,64 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/config.cuh>
+#include <cstdint>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// A slice within one partial tile, relative to the tile's corner: the pairs with row in
+/// [row_begin, row_end), column in [column_begin, column_end), lower <= column - row <= upper.
+struct alignas(16) tile_slice {
+  std::int16_t row_begin, row_end;
+  std::int16_t column_begin, column_end;
+  std::int16_t lower, upper;
+};
+
+/// Bits [0, count) of a word; count may lie outside [0, 32].
+__device__ __forceinline__ std::uint32_t bits_below(int count) {
+  if (count >= 32) return ~0U;
+  return count <= 0 ? 0U : (1U << count) - 1U;
+}
+
+/// Sets the scores of the pairs that no slice covers to -inf, in the accumulators of one warp whose
+/// first row is `first_row` of the tile. No slices: all rows see the columns [0, columns).
+/// A row's visible columns are intervals, one for each slice, gathered as bits, so that any mask
+/// costs the same once they are known.
+template <int RowTiles, int KeyTiles>
+__device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][4],
+                                            const tile_slice* slices,
+                                            int slice_count,
+                                            int first_row,
+                                            int columns) {
+  constexpr int words = KeyTiles / 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int half = 0; half < 2 * RowTiles; ++half) {
+    const int row = first_row + 8 * half + lane / 4;
+    std::uint32_t visible[words];
+#pragma unroll
+    for (int word = 0; word < words; ++word) {
+      visible[word] = slice_count == 0 ? bits_below(columns - 32 * word) : 0U;
+    }
+#pragma unroll 1
+    for (int i = 0; i < slice_count; ++i) {
+      const tile_slice s = slices[i];
+      if (row < s.row_begin || s.row_end <= row) continue;
+      const int begin = max(s.column_begin, row + s.lower);
+      const int end = min(s.column_end, row + s.upper + 1);
+#pragma unroll
+      for (int word = 0; word < words; ++word) {
+        visible[word] |= bits_below(end - 32 * word) & ~bits_below(begin - 32 * word);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < KeyTiles; ++tile) {
+      const std::uint32_t bits = visible[tile / 4] >> (2 * (lane % 4));
+      float(&row_scores)[4] = scores[half / 2][tile];
+      if ((bits >> (8 * (tile % 4)) & 1U) == 0) row_scores[2 * (half % 2)] = -INFINITY;
+      if ((bits >> (8 * (tile % 4)) & 2U) == 0) row_scores[2 * (half % 2) + 1] = -INFINITY;
+    }
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
