@@ -35,8 +35,13 @@ class forward_oracle {
  public:
   using C = accumulator_t<Q, K, V, O>;
 
-  forward_oracle(const attention_tensors<Q, K, V, O>& tensors, const attention_case& c)
+  /// `weight_roundoff`: of the softmax weights that are multiplied with values. By default that of
+  /// bf16 operands, which may be multiplied as such.
+  forward_oracle(const attention_tensors<Q, K, V, O>& tensors,
+                 const attention_case& c,
+                 double weight_roundoff = all_bf16 ? unit_roundoff<bfloat16>() : 0)
       : c_(c),
+        weight_error_(weight_roundoff),
         q_(to_fp64(tensors.q.view())),
         k_(to_fp64(tensors.k.view())),
         v_(to_fp64(tensors.v.view())),
@@ -61,7 +66,7 @@ class forward_oracle {
           const auto at = static_cast<std::size_t>((i * c_.query_heads + h) * c_.value_dim + t);
           const auto value = static_cast<double>(load_scalar(o.row(i, h)[t]));
           const double bound =
-              absolute_[at] * (2 * score_error + sum_error() + weight_error + unit_roundoff<O>()) +
+              absolute_[at] * (2 * score_error + sum_error() + weight_error_ + unit_roundoff<O>()) +
               smallest_output;
           // A row that sees nothing is exactly 0. Written so that NaN is wrong.
           const double limit = absolute_[at] > 0 ? bound : 0;
@@ -86,8 +91,6 @@ class forward_oracle {
   static constexpr bool all_bf16 = format_of<Q> == storage_format::bf16 &&
                                    format_of<K> == storage_format::bf16 &&
                                    format_of<V> == storage_format::bf16;
-  /// bf16 operands may be multiplied as such: weights are rounded too.
-  static constexpr double weight_error = all_bf16 ? unit_roundoff<bfloat16>() : 0;
   static constexpr double smallest_output = format_of<O> == storage_format::fp16 ? 0x1p-24 : 1e-37;
 
   double sum_error() const { return u * (8 + std::sqrt(static_cast<double>(c_.key_tokens()))); }
@@ -157,6 +160,7 @@ class forward_oracle {
   }
 
   const attention_case& c_;
+  double weight_error_;
   std::vector<double> q_, k_, v_;
   std::vector<double> o_;         ///< (query_tokens, query_heads, value_dim)
   std::vector<double> absolute_;  ///< the same with |v|: sum_j p_j |v_j|
@@ -166,13 +170,21 @@ class forward_oracle {
 
 /// One call of a backend against the reference: right results, margins untouched, an lse that was
 /// not asked for not written. A backend is anything with
-///   forward(forward_arguments, head_masks, attention_options) const.
+///   forward(forward_arguments, head_masks, attention_options) const;
+/// one that rounds weights in its own way says so by weight_roundoff<V>.
 template <class Q, class K, class V, class O, class Backend>
 void check_forward_case(const Backend& backend, const attention_case& c) {
   INFO(c.describe());
   const attention_tensors<Q, K, V, O> tensors(c);
   backend.forward(tensors.arguments(), c.masks, c.options);
-  CHECK(forward_oracle<Q, K, V, O>(tensors, c).first_difference(tensors) == "");
+  const auto oracle = [&] {
+    if constexpr (requires { Backend::template weight_roundoff<V>; }) {
+      return forward_oracle<Q, K, V, O>(tensors, c, Backend::template weight_roundoff<V>);
+    } else {
+      return forward_oracle<Q, K, V, O>(tensors, c);
+    }
+  }();
+  CHECK(oracle.first_difference(tensors) == "");
   CHECK(tensors.margins_untouched());
   if (!c.with_lse) CHECK(tensors.lse.all_untouched());
 }

@@ -23,11 +23,6 @@ class device_plan {
   const tile_shape& shape() const noexcept { return shape_; }
 
  private:
-  friend device_plan upload_plan(const plan_set& plans,
-                                 index_t query_heads,
-                                 std::span<std::byte> device_memory,
-                                 std::span<std::byte> staging,
-                                 cudaStream_t stream);
   friend struct detail::device_plan_access;
 
   index_t query_tokens_ = 0;
@@ -43,6 +38,22 @@ namespace detail {
 
 /// For the library's own calls.
 struct device_plan_access {
+  /// The view of a packed plan set in `device_memory`; touches no device.
+  static device_plan describe(const plan_packer& packer,
+                              const plan_set& plans,
+                              index_t query_heads,
+                              std::byte* device_memory) {
+    device_plan plan;
+    plan.query_tokens_ = plans.plans()[0].query_tokens();
+    plan.key_tokens_ = plans.plans()[0].key_tokens();
+    plan.query_heads_ = query_heads;
+    plan.shape_ = plans.plans()[0].shape();
+    plan.most_ = packer.most();
+    plan.lists_ = reinterpret_cast<const plan_lists*>(device_memory + packer.offset_of_lists());
+    plan.plan_of_head_ =
+        reinterpret_cast<const std::int32_t*>(device_memory + packer.offset_of_heads());
+    return plan;
+  }
   static const plan_packer::counts& most(const device_plan& plan) { return plan.most_; }
   static const plan_lists* lists(const device_plan& plan) { return plan.lists_; }
   static const std::int32_t* plan_of_head(const device_plan& plan) { return plan.plan_of_head_; }
@@ -106,17 +117,7 @@ inline device_plan upload_plan(const plan_set& plans,
       cudaMemcpyAsync(device_memory.data(), staging.data(),
                       static_cast<std::size_t>(packer.size()), cudaMemcpyHostToDevice, stream),
       function, "the copy to the device");
-  device_plan plan;
-  plan.query_tokens_ = plans.plans()[0].query_tokens();
-  plan.key_tokens_ = plans.plans()[0].key_tokens();
-  plan.query_heads_ = query_heads;
-  plan.shape_ = plans.plans()[0].shape();
-  plan.most_ = packer.most();
-  plan.lists_ = reinterpret_cast<const detail::plan_lists*>(device_memory.data() +
-                                                            packer.offset_of_lists());
-  plan.plan_of_head_ =
-      reinterpret_cast<const std::int32_t*>(device_memory.data() + packer.offset_of_heads());
-  return plan;
+  return detail::device_plan_access::describe(packer, plans, query_heads, device_memory.data());
 }
 
 /// A device plan with memory of its own, for callers that do not manage any: allocates page-locked

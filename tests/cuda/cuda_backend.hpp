@@ -1,0 +1,51 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "support/attention_case.hpp"
+#include "support/catch.hpp"
+#include "support/unit_roundoff.hpp"
+
+/// \file
+/// Needs no nvcc: the tests of this room are compiled by the host compiler, the library's CUDA
+/// headers once, in cuda_backend.cu.
+
+namespace blockattn_test {
+
+/// True on a machine with a CUDA device of compute capability 8.0 or more.
+bool has_cuda_device();
+
+/// For the first line of a test that needs a device.
+inline bool skips_without_device() {
+  if (has_cuda_device()) return false;
+  WARN("skipped: needs a CUDA device of compute capability 8.0 or more");
+  return true;
+}
+
+/// The GPU as a backend of the shared tests. Tensors go to the device with all that lies between
+/// their rows, at addresses that are as badly aligned as the host's, amid margins of NaN; what was
+/// written comes back. Throws std::runtime_error when a margin or an input has changed, or CUDA
+/// fails. Defined for q, k and v of bfloat16 or float16, o of the same or float.
+struct cuda_backend {
+  template <class Q, class K, class V, class O>
+  void forward(const forward_arguments<Q, K, V, O>& arguments,
+               const head_masks& masks,
+               const attention_options& options = {}) const;
+
+  /// Rounding of softmax weights in the product with values.
+  template <class V>
+  static constexpr double weight_roundoff = unit_roundoff<V>();
+};
+
+/// `cuda::forward` where it refuses a call, else nothing: the plan is on no device.
+void refused_forward(const forward_arguments<bfloat16>& arguments,
+                     const plan_set& plans,
+                     index_t query_heads,
+                     const attention_options& options = {});
+
+/// `cuda::device_plan_size`.
+index_t device_plan_size(const plan_set& plans, index_t query_heads);
+
+/// `cuda::tile_shape_for`.
+tile_shape device_tile_shape(index_t head_dim, index_t value_dim);
+
+}  // namespace blockattn_test
