@@ -10,6 +10,14 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 find_package(Threads REQUIRED)
 find_package(Eigen3 REQUIRED CONFIG)
 
+if(BLOCKATTN_CUDA)
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80)  # with code that the driver compiles for whatever is newer
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+endif()
+
 add_library(blockattn_development INTERFACE)
 target_link_libraries(blockattn_development
                       INTERFACE blockattn::blockattn Eigen3::Eigen Threads::Threads)

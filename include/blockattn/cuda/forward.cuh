@@ -45,11 +45,12 @@ void check_forward_call(const char* function,
           " keys, the arguments have ", arguments.q.tokens, " x ", arguments.k.tokens);
   require(plan.query_heads() == heads, function, ": the plan is for ", plan.query_heads(),
           " query heads but q has ", heads);
-  const tile_shape wanted = tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
-  require(plan.shape() == wanted, function, ": the plan has tiles of ", plan.shape().queries,
-          " x ", plan.shape().keys, ", head dims ", arguments.q.head_dim, " and ",
-          arguments.v.head_dim, " need ", wanted.queries, " x ", wanted.keys,
-          " (cuda::tile_shape_for)");
+  const tile_shape coarse = tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
+  const tile_shape fine = fine_tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
+  require(plan.shape() == coarse || plan.shape() == fine, function, ": the plan has tiles of ",
+          plan.shape().queries, " x ", plan.shape().keys, ", head dims ", arguments.q.head_dim,
+          " and ", arguments.v.head_dim, " need ", coarse.queries, " x ", coarse.keys, " or ",
+          fine.queries, " x ", fine.keys, " (cuda::tile_shape_for)");
   require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
           ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
           " heads are more than a launch takes");
@@ -161,7 +162,7 @@ void launch_forward(const char* function,
 inline index_t forward_workspace_size(const device_plan& plan,
                                       index_t head_dim,
                                       index_t value_dim) {
-  return detail::with_forward_tuning(head_dim, value_dim, [&](auto tuning) {
+  return detail::with_forward_tuning(head_dim, value_dim, plan.shape().queries, [&](auto tuning) {
     return detail::part_layout<decltype(tuning)>(plan, plan.query_heads()).size;
   });
 }
@@ -192,7 +193,7 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
   constexpr const char* function = "cuda::forward";
   detail::check_forward_storage<Q, K, V, O>();
   detail::check_forward_call(function, arguments, plan, options);
-  detail::with_forward_tuning(arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
+  const auto launch = [&](auto tuning) {
     using tuning_type = decltype(tuning);
     const detail::part_layout<tuning_type> parts(plan, arguments.q.heads);
     blockattn::detail::check_workspace(function, workspace, parts.size);
@@ -201,7 +202,9 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
     p.part_rows = blockattn::detail::piece<detail::row_statistics>(workspace, parts.rows);
     detail::launch_forward<format_of<V>, tuning_type>(
         function, p, arguments.q.heads, detail::device_plan_access::most(plan).splits, stream);
-  });
+  };
+  detail::with_forward_tuning(arguments.q.head_dim, arguments.v.head_dim, plan.shape().queries,
+                              launch);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

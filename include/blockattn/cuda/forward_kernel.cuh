@@ -47,44 +47,52 @@ struct forward_work {
 
 /// Walks over the key tiles of an item.
 template <int Keys>
-struct tile_cursor {
+class tile_cursor {
+ public:
   int tile;
-  int slices_begin, slices_end;  ///< of this tile, when it is partial
-  std::uint64_t seen[Keys / 64];
 
   __device__ __forceinline__ tile_cursor(const plan_lists& lists, const work_item& item)
       : tile(item.first_tile), span_(item.span) {
-    load_span(lists);
-    load_seen(lists);
+    load(lists, span(lists));
   }
   __device__ __forceinline__ void advance(const plan_lists& lists) {
-    if (++tile == span_end_) {
+    int4 current = span(lists);
+    if (++tile == current.y) {
       ++span_;
-      load_span(lists);
-      tile = span_begin_;
+      current = span(lists);
+      tile = current.x;
     }
-    load_seen(lists);
+    load(lists, current);
   }
   /// Whether some query sees key row + later of the tile, row < 64.
   __device__ __forceinline__ bool is_seen(int row, int later) const {
-    return (seen[Keys == 64 ? 0 : later / 64] >> row >> (later % 64) & 1U) != 0;
+    const std::uint64_t word = later < 64 ? seen_[0] : seen_[Keys / 64 - 1];
+    return (word >> row >> (later % 64) & 1U) != 0;
+  }
+  __device__ __forceinline__ tile_visibility visibility(int key_tokens) const {
+    return {slices_begin_, slices_end_ - slices_begin_, key_tokens - tile * Keys};
   }
 
  private:
-  __device__ __forceinline__ void load_span(const plan_lists& lists) {
-    const int4 span = reinterpret_cast<const int4*>(lists.spans)[span_];
-    span_begin_ = span.x;
-    span_end_ = span.y;
-    slices_begin = span.z;
-    slices_end = span.w;
+  static_assert(Keys == 64 || Keys == 128);
+
+  /// A tile_span.
+  __device__ __forceinline__ int4 span(const plan_lists& lists) const {
+    return reinterpret_cast<const int4*>(lists.spans)[span_];
   }
-  __device__ __forceinline__ void load_seen(const plan_lists& lists) {
+  __device__ __forceinline__ void load(const plan_lists& lists, const int4& span) {
+    slices_begin_ = span.z;
+    slices_end_ = span.w;
 #pragma unroll
-    for (int word = 0; word < Keys / 64; ++word) seen[word] = lists.seen[tile * (Keys / 64) + word];
+    for (int word = 0; word < Keys / 64; ++word) {
+      seen_[word] = lists.seen[tile * (Keys / 64) + word];
+    }
   }
 
+  // Only span_ and tile live longer than from one advance to the load that follows.
   int span_;
-  int span_begin_, span_end_;
+  int slices_begin_, slices_end_;
+  std::uint64_t seen_[Keys / 64];
 };
 
 /// One cta: a run of key tiles of one query tile in one head (FlashAttention-2, arXiv 2307.08691,
@@ -106,21 +114,23 @@ class forward_cta {
 
   /// What the loop over tiles needs once for each tile: in shared memory, because every register is
   /// taken.
-  struct loop_constants {
+  struct loop_state {
     plan_lists lists;
     const std::uint16_t* k;  ///< the head's first row
     const std::uint16_t* v;
     int tiles;
+    tile_visibility visibility[2];  ///< of tiles t and t + 1, at their numbers' parity
   };
-  static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(loop_constants));
+  static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(loop_state));
 
   __device__ __forceinline__ forward_cta(const forward_parameters& parameters,
                                          unsigned char* shared)
       : p_(parameters),
         shared_(shared_address(shared)),
-        loop_(*reinterpret_cast<loop_constants*>(shared + tile_bytes)),
+        loop_(*reinterpret_cast<loop_state*>(shared + tile_bytes)),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        warp_row_(static_cast<int>(threadIdx.x) / 32 * rows_per_warp) {}
+        warp_row_(static_cast<int>(threadIdx.x) / 32 * rows_per_warp),
+        lane_offset_(tile::offset(lane_ % 16, lane_ / 16)) {}
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const plan_lists& lists, const work_item& item, int head) {
@@ -129,29 +139,31 @@ class forward_cta {
     tile::template load<Tuning::queries, threads>(shared_, p_.q.row(first_query, head), p_.q,
                                                   [queries](int row, int later) { return row < queries - later; });
     if (threadIdx.x == 0) {
-      loop_ = {lists, p_.k.row(0, head / p_.group), p_.v.row(0, head / p_.group), item.tiles};
+      loop_.lists = lists;
+      loop_.k = p_.k.row(0, head / p_.group);
+      loop_.v = p_.v.row(0, head / p_.group);
+      loop_.tiles = item.tiles;
     }
     __syncthreads();
     tile_cursor<Tuning::keys> next(loop_.lists, item);
     load_keys(0, next);
     if (p_.change != query_change::none) change_queries();
     for (int t = 0; t < loop_.tiles; ++t) {
-      const int keys = p_.key_tokens - next.tile * Tuning::keys;
-      const int slices_begin = next.slices_begin;
-      const int slice_count = next.slices_end - slices_begin;
-      if (t + 1 < loop_.tiles) next.advance(loop_.lists);
+      const bool has_next = t + 1 < loop_.tiles;
+      if (has_next) next.advance(loop_.lists);
       wait_for_copies<0>();
       __syncthreads();
-      if (Tuning::stages > 1 && t + 1 < loop_.tiles) load_keys(t + 1, next);
+      if (Tuning::stages > 1 && has_next) load_keys(t + 1, next);
       float scores[row_tiles][key_tiles][4];
       multiply_keys(key_tile(t), scores);
       softmax_.prepare(p_.transform, scores);
-      if (slice_count > 0 || keys < Tuning::keys) {
-        mask_scores(scores, loop_.lists.slices + slices_begin, slice_count, warp_row_, keys);
+      const tile_visibility visibility = loop_.visibility[t % 2];
+      if (visibility.slice_count > 0 || visibility.keys < Tuning::keys) {
+        mask_scores(scores, loop_.lists.slices, visibility, warp_row_);
       }
       softmax_.take_maxima(p_.transform, scores, values_);
       multiply_values(key_tile(t) + key_bytes, scores);
-      if (Tuning::stages == 1 && t + 1 < loop_.tiles) {
+      if (Tuning::stages == 1 && has_next) {
         __syncthreads();
         load_keys(t + 1, next);
       }
@@ -205,6 +217,7 @@ class forward_cta {
     return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
   }
 
+  /// Begins to load tile t of the item; who used its place, and visibility[t % 2], is past a barrier.
   __device__ __forceinline__ void load_keys(int t,
                                             const tile_cursor<Tuning::keys>& cursor) const {
     const std::int64_t first = static_cast<std::int64_t>(cursor.tile) * Tuning::keys;
@@ -239,10 +252,8 @@ class forward_cta {
         for (int i = 0; i < 4; ++i) scores[r][n][i] = 0;
       }
     }
-    const std::uint32_t query_chunk =
-        tile::chunk_address(shared_, warp_row_ + lane_ % 16, lane_ / 16);
-    const std::uint32_t key_chunk =
-        tile::chunk_address(keys, lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
+    const std::uint32_t query_chunk = shared_ + warp_row_ * tile::row_bytes + lane_offset_;
+    const std::uint32_t key_chunk = keys + lane_offset_;
 #pragma unroll
     for (int step = 0; step < columns / 16; ++step) {
       std::uint32_t query[row_tiles][4];
@@ -256,8 +267,8 @@ class forward_cta {
         load_matrices(key, tile::later_chunk(key_chunk, 8 * n, 2 * step));
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
-          tensor_operand<Format>::multiply_add(scores[r][n], query[r], key[0], key[1]);
-          tensor_operand<Format>::multiply_add(scores[r][n + 1], query[r], key[2], key[3]);
+          tensor_operand<Format>::multiply_add(scores[r][n], query[r], key[0], key[2]);
+          tensor_operand<Format>::multiply_add(scores[r][n + 1], query[r], key[1], key[3]);
         }
       }
     }
@@ -267,7 +278,7 @@ class forward_cta {
   /// of the current ones.
   __device__ __forceinline__ void multiply_values(std::uint32_t values,
                                                   float (&scores)[row_tiles][key_tiles][4]) {
-    const std::uint32_t value_chunk = tile::chunk_address(values, lane_ % 16, lane_ / 16);
+    const std::uint32_t value_chunk = values + lane_offset_;
 #pragma unroll
     for (int step = 0; step < key_tiles / 2; ++step) {
       std::uint32_t weights[row_tiles][4];
@@ -345,9 +356,10 @@ class forward_cta {
 
   const forward_parameters& p_;
   std::uint32_t shared_;  ///< queries, then stages of keys and values
-  loop_constants& loop_;
+  loop_state& loop_;
   int lane_;
   int warp_row_;  ///< this warp's first row in the query tile
+  int lane_offset_;  ///< of the chunk that this lane names for ldmatrix, in every 16 x 16 matrix
   online_softmax<row_tiles> softmax_;
   float values_[row_tiles][value_tiles][4] = {};  ///< sums of weighted values
 };

@@ -31,14 +31,8 @@ struct shared_tile {
     return row * row_bytes + ((chunk ^ (row & 7)) << 4);
   }
 
-  /// Address of a chunk of a tile that is aligned to its row_bytes.
-  static __device__ __forceinline__ std::uint32_t chunk_address(std::uint32_t tile,
-                                                                int row,
-                                                                int chunk) {
-    return tile + offset(row, chunk);
-  }
-  /// The chunk `rows` rows (a multiple of 8) and `chunks_later` chunks (whose bits are not set in
-  /// the first one's number) from another: cheap with constants.
+  /// The address of the chunk `rows` rows (a multiple of 8) and `chunks_later` chunks (an even
+  /// number, from chunk 0 or 1) behind that at `address`, in a tile that is aligned to row_bytes.
   static __device__ __forceinline__ std::uint32_t later_chunk(std::uint32_t address,
                                                               int rows,
                                                               int chunks_later) {

@@ -14,22 +14,29 @@ struct alignas(16) tile_slice {
   std::int16_t lower, upper;
 };
 
+/// Who sees what in a tile: the pairs that its slices cover; without slices all rows see the tile's
+/// first `keys` keys.
+struct tile_visibility {
+  int slices_begin;
+  int slice_count;
+  int keys;  ///< from the tile's first to the end of the axis
+};
+
 /// Bits [0, count) of a word; count may lie outside [0, 32].
 __device__ __forceinline__ std::uint32_t bits_below(int count) {
   if (count >= 32) return ~0U;
   return count <= 0 ? 0U : (1U << count) - 1U;
 }
 
-/// Sets the scores of the pairs that no slice covers to -inf, in the accumulators of one warp whose
-/// first row is `first_row` of the tile. No slices: all rows see the columns [0, columns).
+/// Sets the scores of hidden pairs to -inf, in the accumulators of one warp whose first row is
+/// `first_row` of the tile.
 /// A row's visible columns are intervals, one for each slice, gathered as bits, so that any mask
 /// costs the same once they are known.
 template <int RowTiles, int KeyTiles>
 __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][4],
                                             const tile_slice* slices,
-                                            int slice_count,
-                                            int first_row,
-                                            int columns) {
+                                            const tile_visibility& visibility,
+                                            int first_row) {
   constexpr int words = KeyTiles / 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
@@ -38,11 +45,11 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
     std::uint32_t visible[words];
 #pragma unroll
     for (int word = 0; word < words; ++word) {
-      visible[word] = slice_count == 0 ? bits_below(columns - 32 * word) : 0U;
+      visible[word] = visibility.slice_count == 0 ? bits_below(visibility.keys - 32 * word) : 0U;
     }
 #pragma unroll 1
-    for (int i = 0; i < slice_count; ++i) {
-      const tile_slice s = slices[i];
+    for (int i = 0; i < visibility.slice_count; ++i) {
+      const tile_slice s = slices[visibility.slices_begin + i];
       if (row < s.row_begin || s.row_end <= row) continue;
       const int begin = max(s.column_begin, row + s.lower);
       const int end = min(s.column_end, row + s.upper + 1);

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+
+# Compiles every kernel of the tests for each architecture that blockattn supports and this nvcc knows, and
+# reads ptxas's log: no register is spilled and no C75xx warning (a serialised tensor-core pipeline) appears.
+#   check_kernels.sh NVCC REPOSITORY [sm_80 ...]
+
+set -euo pipefail
+nvcc=${1:?the path of nvcc}
+repository=${2:?the repository}
+shift 2
+
+architectures=("$@")
+if [ ${#architectures[@]} -eq 0 ]; then
+  known=$("$nvcc" --list-gpu-code)
+  for architecture in sm_80 sm_86 sm_89 sm_90 sm_100 sm_120; do
+    if grep -qx "$architecture" <<<"$known"; then architectures+=("$architecture"); fi
+  done
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+for architecture in "${architectures[@]}"; do
+  log=$work/$architecture.log
+  "$nvcc" -std=c++20 -O3 -arch="$architecture" -cubin -Xptxas -v -I"$repository/include" -I"$repository/tests" \
+    -o "$work/kernels.cubin" "$repository/tests/cuda/cuda_backend.cu" >"$log" 2>&1 || {
+    cat "$log"
+    exit 1
+  }
+  kernels=$(grep -c 'Compiling entry function' "$log")
+  spilling=$(grep 'bytes spill stores' "$log" | grep -vc ' 0 bytes spill stores, 0 bytes spill loads' || true)
+  warnings=$(grep -c 'C75[0-9][0-9]' "$log" || true)
+  echo "$architecture: $kernels kernels, $spilling spill registers, $warnings C75xx warnings"
+  if [ "$kernels" -eq 0 ] || [ "$spilling" -ne 0 ] || [ "$warnings" -ne 0 ]; then
+    grep -B 2 'bytes spill stores' "$log" | grep -B 2 -v ' 0 bytes spill stores, 0 bytes spill loads' |
+      grep -A 2 'entry function' || true
+    grep 'C75[0-9][0-9]' "$log" || true
+    failed=1
+  fi
+done
+exit $failed
