@@ -227,6 +227,7 @@ class forward_cta {
     tile::template load<Tuning::keys, threads>(key_tile(t) + key_bytes,
                                                loop_.v + first * p_.v.token_stride, p_.v, is_seen);
     commit_copies();
+    if (threadIdx.x == 0) loop_.visibility[t % 2] = cursor.visibility(p_.key_tokens);
   }
 
   /// Negates the queries, or makes them 0.
