@@ -71,15 +71,14 @@ inline void check_plans_for_device(const char* function,
   require(first.query_tokens() < most_tokens && first.key_tokens() < most_tokens, function,
           ": the plan is for ", first.query_tokens(), " queries x ", first.key_tokens(),
           " keys, a device plan holds fewer than ", most_tokens, " of each");
-  constexpr index_t largest_side = 1024;
+  constexpr tile_shape largest = {1024, 128};
   for (std::size_t i = 0; i < plans.plans().size(); ++i) {
     const tile_shape& shape = plans.plans()[i].shape();
     require(shape == first.shape(), function, ": plan ", i, " has tiles of ", shape.queries, " x ",
             shape.keys, " but plan 0 has ", first.shape().queries, " x ", first.shape().keys);
-    require(shape.queries <= largest_side && shape.keys <= largest_side && shape.keys % 64 == 0,
-            function, ": plan ", i, " has tiles of ", shape.queries, " x ", shape.keys,
-            ", on a device sides are at most ", largest_side,
-            " and keys a multiple of 64; build it with cuda::tile_shape_for");
+    require(shape.queries <= largest.queries && shape.keys <= largest.keys, function, ": plan ", i,
+            " has tiles of ", shape.queries, " x ", shape.keys, ", on a device they are at most ",
+            largest.queries, " x ", largest.keys, "; build it with cuda::tile_shape_for");
   }
 }
 

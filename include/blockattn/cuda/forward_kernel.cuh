@@ -45,56 +45,6 @@ struct forward_work {
   }
 };
 
-/// Walks over the key tiles of an item.
-template <int Keys>
-class tile_cursor {
- public:
-  int tile;
-
-  __device__ __forceinline__ tile_cursor(const plan_lists& lists, const work_item& item)
-      : tile(item.first_tile), span_(item.span) {
-    load(lists, span(lists));
-  }
-  __device__ __forceinline__ void advance(const plan_lists& lists) {
-    int4 current = span(lists);
-    if (++tile == current.y) {
-      ++span_;
-      current = span(lists);
-      tile = current.x;
-    }
-    load(lists, current);
-  }
-  /// Whether some query sees key row + later of the tile, row < 64.
-  __device__ __forceinline__ bool is_seen(int row, int later) const {
-    const std::uint64_t word = later < 64 ? seen_[0] : seen_[Keys / 64 - 1];
-    return (word >> row >> (later % 64) & 1U) != 0;
-  }
-  __device__ __forceinline__ tile_visibility visibility(int key_tokens) const {
-    return {slices_begin_, slices_end_ - slices_begin_, key_tokens - tile * Keys};
-  }
-
- private:
-  static_assert(Keys == 64 || Keys == 128);
-
-  /// A tile_span.
-  __device__ __forceinline__ int4 span(const plan_lists& lists) const {
-    return reinterpret_cast<const int4*>(lists.spans)[span_];
-  }
-  __device__ __forceinline__ void load(const plan_lists& lists, const int4& span) {
-    slices_begin_ = span.z;
-    slices_end_ = span.w;
-#pragma unroll
-    for (int word = 0; word < Keys / 64; ++word) {
-      seen_[word] = lists.seen[tile * (Keys / 64) + word];
-    }
-  }
-
-  // Only span_ and tile live longer than from one advance to the load that follows.
-  int span_;
-  int slices_begin_, slices_end_;
-  std::uint64_t seen_[Keys / 64];
-};
-
 /// One cta: a run of key tiles of one query tile in one head (FlashAttention-2, arXiv 2307.08691,
 /// algorithm 1). Warps own rows of queries; keys and values of the next tile arrive while those of
 /// the current one are multiplied.
@@ -115,11 +65,12 @@ class forward_cta {
   /// What the loop over tiles needs once for each tile: in shared memory, because every register is
   /// taken.
   struct loop_state {
+    device_span spans[3];           ///< span s at s % 3: the current one and the next
+    tile_visibility visibility[2];  ///< of tile t at t % 2: the current one and the next
     plan_lists lists;
     const std::uint16_t* k;  ///< the head's first row
     const std::uint16_t* v;
     int tiles;
-    tile_visibility visibility[2];  ///< of tiles t and t + 1, at their numbers' parity
   };
   static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(loop_state));
 
@@ -143,29 +94,36 @@ class forward_cta {
       loop_.k = p_.k.row(0, head / p_.group);
       loop_.v = p_.v.row(0, head / p_.group);
       loop_.tiles = item.tiles;
+      loop_.spans[item.span % 3] = lists.spans[item.span];
     }
     __syncthreads();
-    tile_cursor<Tuning::keys> next(loop_.lists, item);
-    load_keys(0, next);
+    int span = item.span;
+    int key_tile = item.first_tile;
+    prefetch_span(span + 1);
+    load_keys(0, key_tile, span);
     if (p_.change != query_change::none) change_queries();
     for (int t = 0; t < loop_.tiles; ++t) {
       const bool has_next = t + 1 < loop_.tiles;
-      if (has_next) next.advance(loop_.lists);
       wait_for_copies<0>();
       __syncthreads();
-      if (Tuning::stages > 1 && has_next) load_keys(t + 1, next);
+      if (has_next && ++key_tile == loop_.spans[span % 3].inner_end) {
+        ++span;
+        key_tile = loop_.spans[span % 3].inner_begin;
+        prefetch_span(span + 1);
+      }
+      if (Tuning::stages > 1 && has_next) load_keys(t + 1, key_tile, span);
       float scores[row_tiles][key_tiles][4];
-      multiply_keys(key_tile(t), scores);
+      multiply_keys(keys_in_stage(t), scores);
       softmax_.prepare(p_.transform, scores);
       const tile_visibility visibility = loop_.visibility[t % 2];
       if (visibility.slice_count > 0 || visibility.keys < Tuning::keys) {
         mask_scores(scores, loop_.lists.slices, visibility, warp_row_);
       }
       softmax_.take_maxima(p_.transform, scores, values_);
-      multiply_values(key_tile(t) + key_bytes, scores);
+      multiply_values(keys_in_stage(t) + key_bytes, scores);
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();
-        load_keys(t + 1, next);
+        load_keys(t + 1, key_tile, span);
       }
     }
   }
@@ -213,21 +171,46 @@ class forward_cta {
   }
 
  private:
-  __device__ __forceinline__ std::uint32_t key_tile(int t) const {
+  /// Where tile t of the item lies: keys, then values.
+  __device__ __forceinline__ std::uint32_t keys_in_stage(int t) const {
     return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
   }
 
-  /// Begins to load tile t of the item; who used its place, and visibility[t % 2], is past a barrier.
-  __device__ __forceinline__ void load_keys(int t,
-                                            const tile_cursor<Tuning::keys>& cursor) const {
-    const std::int64_t first = static_cast<std::int64_t>(cursor.tile) * Tuning::keys;
-    const auto is_seen = [&cursor](int row, int later) { return cursor.is_seen(row, later); };
-    tile::template load<Tuning::keys, threads>(key_tile(t), loop_.k + first * p_.k.token_stride, p_.k,
+  /// Begins to bring a span to shared memory, where it is past the second barrier from here: before
+  /// the tile after the next needs it. Its place was last read before the last barrier.
+  __device__ __forceinline__ void prefetch_span(int span) const {
+    if (threadIdx.x != 0) return;
+    const char* const from = reinterpret_cast<const char*>(loop_.lists.spans + span);
+    const std::uint32_t to = shared_address(&loop_.spans[span % 3]);
+    copy_async(to, from, 16);
+    copy_async(to + 16, from + 16, 16);
+  }
+
+  /// Begins to load tile t of the item; whoever used its place is past a barrier.
+  __device__ __forceinline__ void load_keys(int t, int key_tile, int span) const {
+    const device_span& s = loop_.spans[span % 3];
+    const int slice_count = s.slices_end - s.slices_begin;
+    const int keys = p_.key_tokens - key_tile * Tuning::keys;
+    if (threadIdx.x == 0) loop_.visibility[t % 2] = {s.slices_begin, slice_count, keys};
+    std::uint64_t seen[2];
+#pragma unroll
+    for (int word = 0; word < 2; ++word) {
+      const int in_word = keys - 64 * word;
+      seen[word] = slice_count > 0 ? s.seen[word]
+                   : in_word >= 64 ? ~std::uint64_t{0}
+                   : in_word <= 0  ? 0
+                                   : (std::uint64_t{1} << in_word) - 1;
+    }
+    const auto is_seen = [&seen](int row, int later) {  // row < 64
+      return ((later < 64 ? seen[0] : seen[1]) >> row >> (later % 64) & 1U) != 0;
+    };
+    const std::int64_t first = static_cast<std::int64_t>(key_tile) * Tuning::keys;
+    const std::uint32_t to = keys_in_stage(t);
+    tile::template load<Tuning::keys, threads>(to, loop_.k + first * p_.k.token_stride, p_.k,
                                                is_seen);
-    tile::template load<Tuning::keys, threads>(key_tile(t) + key_bytes,
-                                               loop_.v + first * p_.v.token_stride, p_.v, is_seen);
+    tile::template load<Tuning::keys, threads>(to + key_bytes, loop_.v + first * p_.v.token_stride,
+                                               p_.v, is_seen);
     commit_copies();
-    if (threadIdx.x == 0) loop_.visibility[t % 2] = cursor.visibility(p_.key_tokens);
   }
 
   /// Negates the queries, or makes them 0.

@@ -24,11 +24,17 @@ struct split_tile {
   std::int32_t parts;
 };
 
+/// A tile_span of key tiles, and the keys of a partial tile that some query of the plan sees.
+struct alignas(16) device_span {
+  std::int32_t inner_begin, inner_end;
+  std::int32_t slices_begin, slices_end;
+  std::uint64_t seen[2];  ///< a bit for each key, also of other rows of tiles
+};
+
 /// One plan in device memory.
 struct plan_lists {
-  const tile_span* spans;
-  const tile_slice* slices;   ///< of the partial tiles, at their spans' slices_begin
-  const std::uint64_t* seen;  ///< a bit for each key, set when some query sees it
+  const device_span* spans;  ///< and one more, so that a prefetch may pass the end
+  const tile_slice* slices;  ///< of the partial tiles, at their spans' slices_begin
   const work_item* items;     ///< most tiles first
   const split_tile* splits;
   std::int32_t item_count;
@@ -87,13 +93,11 @@ class plan_packer {
     for (const tile_plan& plan : plans_.plans()) {
       const places at = place(plan, layout);
       const tile_lists& rows = plan.by_query();
-      std::copy(rows.spans.begin(), rows.spans.end(), piece<tile_span>(host, at.spans));
+      write_spans(plan, piece<device_span>(host, at.spans));
       write_slices(plan, piece<tile_slice>(host, at.slices));
-      write_seen(plan, piece<std::uint64_t>(host, at.seen));
       write_items(rows, piece<work_item>(host, at.items), piece<split_tile>(host, at.splits));
-      *lists = {.spans = reinterpret_cast<const tile_span*>(device + at.spans),
+      *lists = {.spans = reinterpret_cast<const device_span*>(device + at.spans),
                 .slices = reinterpret_cast<const tile_slice*>(device + at.slices),
-                .seen = reinterpret_cast<const std::uint64_t*>(device + at.seen),
                 .items = reinterpret_cast<const work_item*>(device + at.items),
                 .splits = reinterpret_cast<const split_tile*>(device + at.splits),
                 .item_count = static_cast<std::int32_t>(at.n.items),
@@ -105,7 +109,7 @@ class plan_packer {
  private:
   struct places {
     counts n;
-    index_t spans, slices, seen, items, splits;
+    index_t spans, slices, items, splits;
   };
 
   places place(const tile_plan& plan, blockattn::detail::workspace_layout& layout) const {
@@ -116,24 +120,32 @@ class plan_packer {
       at.n.splits += parts > 1 ? 1 : 0;
       at.n.parts += parts > 1 ? parts : 0;
     }
-    at.spans = layout.take<tile_span>(std::ssize(plan.by_query().spans));
+    at.spans = layout.take<device_span>(std::ssize(plan.by_query().spans) + 1);
     at.slices = layout.take<tile_slice>(std::ssize(plan.by_query().slice_ids));
-    at.seen = layout.take<std::uint64_t>(seen_words(plan));
     at.items = layout.take<work_item>(at.n.items);
     at.splits = layout.take<split_tile>(at.n.splits);
     return at;
   }
 
-  /// Whole key tiles, so that the last one reads zeros beyond its end.
-  static index_t seen_words(const tile_plan& plan) {
-    return ceil_divide(round_up(plan.key_tokens(), plan.shape().keys), 64);
+  static void write_spans(const tile_plan& plan, device_span* out) {
+    for (const tile_span& span : plan.by_query().spans) {
+      *out = {span.inner_begin, span.inner_end, span.slices_begin, span.slices_end, {0, 0}};
+      if (!span.is_full()) write_seen(plan, plan.key_tile(span.inner_begin), out->seen);
+      ++out;
+    }
+    *out = {};
   }
 
-  static void write_seen(const tile_plan& plan, std::uint64_t* words) {
-    std::fill_n(words, seen_words(plan), std::uint64_t{0});
-    for (const index_range& run : plan.seen_keys()) {
-      for (index_t key = run.begin; key < run.end;) {
-        const index_t end = std::min(run.end, (key / 64 + 1) * 64);
+  /// Sets the bits of the keys of a tile (at most 128) that some query sees.
+  static void write_seen(const tile_plan& plan, const index_range& keys, std::uint64_t* words) {
+    const std::vector<index_range>& all = plan.seen_keys();
+    auto run = std::partition_point(all.begin(), all.end(), [&keys](const index_range& r) {
+      return r.end <= keys.begin;
+    });
+    for (; run != all.end() && run->begin < keys.end; ++run) {
+      const index_range part = intersect(*run, keys);
+      for (index_t key = part.begin - keys.begin; key < part.end - keys.begin;) {
+        const index_t end = std::min(part.end - keys.begin, (key / 64 + 1) * 64);
         words[key / 64] |= ~std::uint64_t{0} >> (64 - (end - key)) << (key % 64);
         key = end;
       }
