@@ -112,6 +112,10 @@ lse_view<T> as_lse(const heads_view<T>& view, const lse_view<T>& host) {
   return {view.data, host.tokens, host.heads, view.token_stride, view.head_stride};
 }
 
+constexpr tile_shape coarse_tile_shape_for(index_t head_dim, index_t value_dim) noexcept {
+  return cuda::tile_shape_for(head_dim, value_dim);
+}
+
 /// The plans of masks in the tiles that the kernels take.
 std::vector<tile_plan> make_plans(const head_masks& masks, const tile_shape& shape) {
   std::vector<tile_plan> plans;
@@ -140,15 +144,17 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   const tensor_image<const float> sinks(token_major(
       arguments.sink_logits.data(), 1, static_cast<index_t>(arguments.sink_logits.size()), 1));
   const index_t heads = arguments.q.heads;
-  const std::vector<tile_plan> plans = make_plans(
-      masks, cuda::tile_shape_for(arguments.q.head_dim, arguments.v.head_dim));
+  const auto shape_for =
+      masks.shapes[0].queries % 2 == 1 ? cuda::fine_tile_shape_for : coarse_tile_shape_for;
+  const std::vector<tile_plan> plans =
+      make_plans(masks, shape_for(arguments.q.head_dim, arguments.v.head_dim));
 
   cudaStream_t stream = nullptr;
   require_success(cudaStreamCreate(&stream), "cudaStreamCreate");
   {
     const cuda::owned_device_plan plan(plan_set(plans, masks.head_to_mask), heads, stream);
-    const index_t size = cuda::forward_workspace_size(plan.plan(), arguments.q.head_dim,
-                                                      arguments.v.head_dim);
+    const index_t size =
+        cuda::forward_workspace_size(plan.plan(), arguments.q.head_dim, arguments.v.head_dim);
     constexpr std::size_t canary = 1024;
     const device_bytes workspace(static_cast<std::size_t>(size) + canary);
     cuda::forward(
@@ -175,7 +181,7 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   sinks.bring_back();
 }
 
-#define BLOCKATTN_TEST_FORWARD(T, O)                                                     \
+#define BLOCKATTN_TEST_FORWARD(T, O)                                                           \
   template void cuda_backend::forward(const forward_arguments<T, T, T, O>&, const head_masks&, \
                                       const attention_options&) const;
 BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16)

@@ -24,7 +24,8 @@ inline bool skips_without_device() {
 /// The GPU as a backend of the shared tests. Tensors go to the device with all that lies between
 /// their rows, at addresses that are as badly aligned as the host's, amid margins of NaN; what was
 /// written comes back. Throws std::runtime_error when a margin or an input has changed, or CUDA
-/// fails. Defined for q, k and v of bfloat16 or float16, o of the same or float.
+/// fails. The tiles are those of the device, the fine ones when a case asks for an odd number of
+/// rows. Defined for q, k and v of bfloat16 or float16, o of the same or float.
 struct cuda_backend {
   template <class Q, class K, class V, class O>
   void forward(const forward_arguments<Q, K, V, O>& arguments,

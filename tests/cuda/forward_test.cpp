@@ -8,10 +8,16 @@ using namespace blockattn_test;
 
 namespace {
 
-attention_case plain_case(const attention_mask& mask, index_t head_dim, index_t value_dim) {
+constexpr tile_shape coarse = {};
+constexpr tile_shape fine = {1, 1};  // see cuda_backend
+
+attention_case plain_case(const attention_mask& mask,
+                          index_t head_dim,
+                          index_t value_dim,
+                          const tile_shape& tiles = coarse) {
   attention_case c;
   c.kind = "plain";
-  c.masks = {mask, {}};
+  c.masks = {mask, tiles};
   c.head_dim = head_dim;
   c.value_dim = value_dim;
   return c;
@@ -54,6 +60,7 @@ TEST_CASE("cuda::forward equals the reference around fragment and tile widths") 
   for (const index_t n : {1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 191, 193, 257}) {
     for (const index_t dim : {64, 128, 256}) {
       check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim));
+      check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim, fine));
       check_plain<float16>(plain_case(full_mask(3, n), dim, dim));
       check_plain<bfloat16>(plain_case(full_mask(n, 3), dim, dim));
       // Without the first and the last key.
@@ -81,6 +88,8 @@ TEST_CASE("cuda::forward equals the reference when it cuts rows of tiles") {
     c.masks = {sink_window_mask(3000, 3, 1500), {}};
     c.with_sink_logits = true;
     c.options.softcap = 8;
+    check_plain<float16>(c);
+    c.masks.shapes = {fine};
     check_plain<float16>(c);
     c.masks = {causal_mask(17, 3000), {}};
     c.query_heads = 3;

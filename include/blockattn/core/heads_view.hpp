@@ -24,7 +24,11 @@ struct heads_view {
   }
 
   /// A view of T serves wherever a view of const T is asked for.
-  constexpr operator heads_view<const T>() const noexcept requires(!std::is_const_v<T>) {
+  template <class ConstT>
+  requires(!std::is_const_v<T> &&
+           std::is_same_v<ConstT, const T>)  // nvcc warns of const T to const T
+      constexpr
+      operator heads_view<ConstT>() const noexcept {
     return {data, tokens, heads, head_dim, token_stride, head_stride};
   }
 };
@@ -74,7 +78,9 @@ struct lse_view {
     return data[token * token_stride + head * head_stride];
   }
   constexpr explicit operator bool() const noexcept { return data != nullptr; }
-  constexpr operator lse_view<const T>() const noexcept requires(!std::is_const_v<T>) {
+  template <class ConstT>
+  requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
+  operator lse_view<ConstT>() const noexcept {
     return {data, tokens, heads, token_stride, head_stride};
   }
 };

@@ -29,8 +29,8 @@ class device_plan {
   index_t key_tokens_ = 0;
   index_t query_heads_ = 0;
   tile_shape shape_;
-  detail::plan_packer::counts most_;  ///< of any plan of the set
-  const detail::plan_lists* lists_ = nullptr;       ///< device memory, (plans)
+  detail::plan_packer::counts most_;            ///< of any plan of the set
+  const detail::plan_lists* lists_ = nullptr;   ///< device memory, (plans)
   const std::int32_t* plan_of_head_ = nullptr;  ///< device memory, (query_heads)
 };
 
@@ -113,8 +113,8 @@ inline device_plan upload_plan(const plan_set& plans,
                              ": staging has ", staging.size(), " bytes, needs ", packer.size());
   packer.write(staging, device_memory.data());
   detail::require_success(
-      cudaMemcpyAsync(device_memory.data(), staging.data(),
-                      static_cast<std::size_t>(packer.size()), cudaMemcpyHostToDevice, stream),
+      cudaMemcpyAsync(device_memory.data(), staging.data(), static_cast<std::size_t>(packer.size()),
+                      cudaMemcpyHostToDevice, stream),
       function, "the copy to the device");
   return detail::device_plan_access::describe(packer, plans, query_heads, device_memory.data());
 }

@@ -111,9 +111,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
   p.transform = score_transform_of(scale, options.softcap);
   // A factor that fp32 holds as 0 would meet -inf in hidden pairs: the queries become 0 instead.
   const bool vanishes = static_cast<float>(std::abs(scale)) < std::numeric_limits<float>::min();
-  p.change = vanishes    ? query_change::zero
-             : scale < 0 ? query_change::negate
-                         : query_change::none;
+  p.change = vanishes ? query_change::zero : scale < 0 ? query_change::negate : query_change::none;
   if (vanishes && options.softcap == 0) p.transform.factor = 1;
   return p;
 }
@@ -142,9 +140,9 @@ void launch_forward(const char* function,
   if (parameters.items == 0 || heads == 0) return;
   using cta = forward_cta<Format, Tuning>;
   const auto kernel = forward_kernel<Format, Tuning>;
-  require_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       cta::shared_bytes),
-                  function, "reserving shared memory");
+  require_success(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, cta::shared_bytes),
+      function, "reserving shared memory");
   const auto grid = static_cast<unsigned>(parameters.items * heads);
   kernel<<<grid, cta::threads, cta::shared_bytes, stream>>>(parameters);
   require_success(cudaGetLastError(), function, "the launch");
@@ -167,7 +165,8 @@ inline index_t forward_workspace_size(const device_plan& plan,
   });
 }
 
-/// Attention over the visible pairs of a plan (formula: reference::forward), fused, on tensor cores:
+/// Attention over the visible pairs of a plan (formula: reference::forward), fused, on tensor
+/// cores:
 ///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v
 ///   lse = log of the softmax denominator, natural
 /// All tensors, lse and sink_logits are device memory; shapes as in forward_arguments, strides of

@@ -17,19 +17,19 @@ struct forward_parameters {
   output_rows out;
   const plan_lists* lists;
   const std::int32_t* plan_of_head;
-  float* part_values;          ///< (query_heads, parts, queries of a tile, columns)
-  row_statistics* part_rows;   ///< (query_heads, parts, queries of a tile)
-  int parts;                   ///< of one head
+  float* part_values;         ///< (query_heads, parts, queries of a tile, columns)
+  row_statistics* part_rows;  ///< (query_heads, parts, queries of a tile)
+  int parts;                  ///< of one head
   int query_tokens, key_tokens;
-  int group;                   ///< query heads for each kv head
-  int items;                   ///< the most of any plan
-  int heads_per_section;       ///< heads whose keys and values stay in cache together
+  int group;              ///< query heads for each kv head
+  int items;              ///< the most of any plan
+  int heads_per_section;  ///< heads whose keys and values stay in cache together
   query_change change;
   score_transform transform;
 };
 
-/// What the current cta of a launch of items x query_heads ctas works on: one section of heads after
-/// the other, in each the items with most tiles first.
+/// What the current cta of a launch of items x query_heads ctas works on: one section of heads
+/// after the other, in each the items with most tiles first.
 struct forward_work {
   int head;
   int rank;  ///< among the items of the head's plan
@@ -80,15 +80,16 @@ class forward_cta {
         shared_(shared_address(shared)),
         loop_(*reinterpret_cast<loop_state*>(shared + tile_bytes)),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        warp_row_(static_cast<int>(threadIdx.x) / 32 * rows_per_warp),
+        warp_row_(static_cast<int>(threadIdx.x / 32 * rows_per_warp)),
         lane_offset_(tile::offset(lane_ % 16, lane_ / 16)) {}
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const plan_lists& lists, const work_item& item, int head) {
     const int first_query = item.query_tile * Tuning::queries;
     const int queries = p_.query_tokens - first_query;
-    tile::template load<Tuning::queries, threads>(shared_, p_.q.row(first_query, head), p_.q,
-                                                  [queries](int row, int later) { return row < queries - later; });
+    tile::template load<Tuning::queries, threads>(
+        shared_, p_.q.row(first_query, head), p_.q,
+        [queries](int row, int later) { return row < queries - later; });
     if (threadIdx.x == 0) {
       loop_.lists = lists;
       loop_.k = p_.k.row(0, head / p_.group);
@@ -237,7 +238,8 @@ class forward_cta {
       }
     }
     const std::uint32_t query_chunk = shared_ + warp_row_ * tile::row_bytes + lane_offset_;
-    const std::uint32_t key_chunk = keys + lane_offset_;
+    // In this order a product's two registers of keys are neighbours, as the instruction wants.
+    const std::uint32_t key_chunk = keys + tile::offset(lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
 #pragma unroll
     for (int step = 0; step < columns / 16; ++step) {
       std::uint32_t query[row_tiles][4];
@@ -251,8 +253,8 @@ class forward_cta {
         load_matrices(key, tile::later_chunk(key_chunk, 8 * n, 2 * step));
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
-          tensor_operand<Format>::multiply_add(scores[r][n], query[r], key[0], key[2]);
-          tensor_operand<Format>::multiply_add(scores[r][n + 1], query[r], key[1], key[3]);
+          tensor_operand<Format>::multiply_add(scores[r][n], query[r], key[0], key[1]);
+          tensor_operand<Format>::multiply_add(scores[r][n + 1], query[r], key[2], key[3]);
         }
       }
     }
@@ -285,9 +287,7 @@ class forward_cta {
   }
 
   /// Row `half` (of 2 * row_tiles) that this lane holds, within the query tile.
-  __device__ __forceinline__ int row_of(int half) const {
-    return warp_row_ + 8 * half + lane_ / 4;
-  }
+  __device__ __forceinline__ int row_of(int half) const { return warp_row_ + 8 * half + lane_ / 4; }
 
   /// Through the warp's own rows of the query tile, which nobody reads any more, so that whole rows
   /// are written at once.
@@ -316,8 +316,7 @@ class forward_cta {
                    : "memory");
       if (first_query + row < p_.query_tokens && chunk * 8 < p_.out.value_dim) {
         auto* const o = static_cast<std::uint16_t*>(p_.out.o);
-        *reinterpret_cast<uint4*>(o + p_.out.element(first_query + row, head) + chunk * 8) =
-            values;
+        *reinterpret_cast<uint4*>(o + p_.out.element(first_query + row, head) + chunk * 8) = values;
       }
     }
   }
@@ -342,8 +341,8 @@ class forward_cta {
   std::uint32_t shared_;  ///< queries, then stages of keys and values
   loop_state& loop_;
   int lane_;
-  int warp_row_;  ///< this warp's first row in the query tile
-  int lane_offset_;  ///< of the chunk that this lane names for ldmatrix, in every 16 x 16 matrix
+  int warp_row_;     ///< this warp's first row in the query tile
+  int lane_offset_;  ///< of the chunk that this lane names for ldmatrix, of queries and values
   online_softmax<row_tiles> softmax_;
   float values_[row_tiles][value_tiles][4] = {};  ///< sums of weighted values
 };

@@ -17,7 +17,7 @@ struct score_transform {
 template <int RowTiles>
 struct online_softmax {
   float max_log2[2 * RowTiles];  ///< no_maximum at first
-  float sum[2 * RowTiles];  ///< over this lane's columns
+  float sum[2 * RowTiles];       ///< over this lane's columns
 
   __device__ __forceinline__ online_softmax() {
 #pragma unroll
@@ -47,7 +47,8 @@ struct online_softmax {
 
   /// Raises the maxima to those of new scores and scales sums and values to match. A maximum stays
   /// while no score exceeds it by more than 8: weights are then at most 2^8, which costs no
-  /// precision in any of the formats, and most tiles need no scaling (FlashAttention-4 does so too).
+  /// precision in any of the formats, and most tiles need no scaling (FlashAttention-4 does so
+  /// too).
   template <int KeyTiles, int ValueTiles>
   __device__ __forceinline__ void take_maxima(const score_transform& transform,
                                               const float (&scores)[RowTiles][KeyTiles][4],

@@ -35,7 +35,7 @@ struct alignas(16) device_span {
 struct plan_lists {
   const device_span* spans;  ///< and one more, so that a prefetch may pass the end
   const tile_slice* slices;  ///< of the partial tiles, at their spans' slices_begin
-  const work_item* items;     ///< most tiles first
+  const work_item* items;    ///< most tiles first
   const split_tile* splits;
   std::int32_t item_count;
   std::int32_t split_count;
@@ -139,9 +139,8 @@ class plan_packer {
   /// Sets the bits of the keys of a tile (at most 128) that some query sees.
   static void write_seen(const tile_plan& plan, const index_range& keys, std::uint64_t* words) {
     const std::vector<index_range>& all = plan.seen_keys();
-    auto run = std::partition_point(all.begin(), all.end(), [&keys](const index_range& r) {
-      return r.end <= keys.begin;
-    });
+    auto run = std::partition_point(all.begin(), all.end(),
+                                    [&keys](const index_range& r) { return r.end <= keys.begin; });
     for (; run != all.end() && run->begin < keys.end; ++run) {
       const index_range part = intersect(*run, keys);
       for (index_t key = part.begin - keys.begin; key < part.end - keys.begin;) {

@@ -40,9 +40,10 @@ struct shared_tile {
            static_cast<std::uint32_t>(rows * row_bytes);
   }
 
-  /// Begins to load `Rows` rows of a tensor with all `Threads` threads of the cta. Rows row + later for
-  /// which `is_read(row, later)` is false (later is a constant of the step) and columns beyond head_dim become 0 and are not read. Rows that are
-  /// not aligned to 16 bytes are copied element by element, at once.
+  /// Begins to load `Rows` rows of a tensor with all `Threads` threads of the cta. Rows row + later
+  /// for which `is_read(row, later)` is false (later is a constant of the step) and columns beyond
+  /// head_dim become 0 and are not read. Rows that are not aligned to 16 bytes are copied element
+  /// by element, at once.
   template <int Rows, int Threads, class IsRead>
   static __device__ __forceinline__ void load(std::uint32_t tile,
                                               const std::uint16_t* first_row,
@@ -58,8 +59,7 @@ struct shared_tile {
     if (view.vectors) {
 #pragma unroll
       for (int later = 0; later < Rows; later += rows_per_step, from += step) {
-        copy_async(tile + offset(row + later, chunk), from,
-                   in_row && is_read(row, later) ? 16 : 0);
+        copy_async(tile + offset(row + later, chunk), from, in_row && is_read(row, later) ? 16 : 0);
       }
     } else {
 #pragma unroll 1
@@ -71,9 +71,10 @@ struct shared_tile {
             pairs[pair] = from[2 * pair] | static_cast<std::uint32_t>(from[2 * pair + 1]) << 16;
           }
         }
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(tile + offset(row + later, chunk)),
-                     "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
-                     : "memory");
+        asm volatile(
+            "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(tile + offset(row + later, chunk)),
+            "r"(pairs[0]), "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3])
+            : "memory");
       }
     }
   }
