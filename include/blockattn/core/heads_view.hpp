@@ -24,11 +24,9 @@ struct heads_view {
   }
 
   /// A view of T serves wherever a view of const T is asked for.
-  template <class ConstT>
-  requires(!std::is_const_v<T> &&
-           std::is_same_v<ConstT, const T>)  // nvcc warns of const T to const T
-      constexpr
-      operator heads_view<ConstT>() const noexcept {
+  template <class ConstT>  // a template, because nvcc warns of one from const T to const T
+  requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
+  operator heads_view<ConstT>() const noexcept {
     return {data, tokens, heads, head_dim, token_stride, head_stride};
   }
 };
