@@ -21,7 +21,7 @@ nvcc=$(find_nvcc)
 build=build/gpu
 mkdir -p "$build"
 
-includes=(-Iinclude -Itests -I.)
+includes=(-Iinclude -Itests)
 for place in /usr ${prefix:+"$prefix"}; do
   for folder in "$place/include/eigen3" "$place/include"; do
     # The compiler searches /usr/include anyway; naming it would reorder its own headers.
@@ -29,7 +29,7 @@ for place in /usr ${prefix:+"$prefix"}; do
   done
 done
 for header in Eigen/Core xsimd/xsimd.hpp catch2/catch.hpp; do
-  if ! echo "#include <$header>" | g++ -std=c++20 "${includes[@]}" -E - >/dev/null 2>&1; then
+  if ! echo "#include <$header>" | g++ -x c++ -std=c++20 "${includes[@]}" -E - >/dev/null 2>&1; then
     echo "<$header> is missing: install libeigen3-dev, libxsimd-dev and catch2, or name a folder that has" \
       "include/eigen3, include/xsimd and include/catch2" >&2
     exit 1
