@@ -3,9 +3,9 @@
 
 # Builds and runs everything that needs a GPU, on a machine with a CUDA device and no network.
 #   tests/run_gpu.sh [PREFIX] [--quick]
-# Needs nvcc 12.4 or newer (on the PATH or in /usr/local/cuda/bin), a C++20 compiler, and the headers of Eigen,
-# xsimd and Catch2 (version 2, one header): where the machine lacks them, PREFIX names a folder with
-# include/eigen3, include/xsimd and include/catch2. Prints the test results, what compute-sanitizer found, and
+# Needs nvcc 12.4 or newer (on the PATH or in /usr/local/cuda/bin), g++, and the headers of Eigen, xsimd and Catch2
+# (version 2, which is one header, or an installed version 3): where the machine lacks them, PREFIX names a
+# folder with include/eigen3, include/xsimd and include/catch2. Prints the test results, what compute-sanitizer found, and
 # the table of figures. --quick leaves out the sanitizers. Objects go to build/gpu.
 
 set -euo pipefail
@@ -28,8 +28,17 @@ for place in /usr ${prefix:+"$prefix"}; do
     if [ -d "$folder" ] && [ "$folder" != /usr/include ]; then includes+=(-isystem "$folder"); fi
   done
 done
-for header in Eigen/Core xsimd/xsimd.hpp catch2/catch.hpp; do
-  if ! echo "#include <$header>" | g++ -x c++ -std=c++20 "${includes[@]}" -E - >/dev/null 2>&1; then
+finds() {
+  echo "#include <$1>" | g++ -x c++ -std=c++20 "${includes[@]}" -E - >/dev/null 2>&1
+}
+libraries=()
+catch2=catch2/catch.hpp
+if finds catch2/catch_all.hpp; then  # tests/support/catch.hpp prefers it
+  catch2=catch2/catch_all.hpp
+  libraries=(-lCatch2)
+fi
+for header in Eigen/Core xsimd/xsimd.hpp "$catch2"; do
+  if ! finds "$header"; then
     echo "<$header> is missing: install libeigen3-dev, libxsimd-dev and catch2, or name a folder that has" \
       "include/eigen3, include/xsimd and include/catch2" >&2
     exit 1
@@ -58,7 +67,7 @@ for source in tests/cuda/*_test.cpp; do compile "$source" "${host[@]}"; done
 "${cuda[@]}" -Iinclude benchmarks/cuda/forward_benchmark.cu -o "$build/forward_benchmark" -lcublas &
 jobs+=($!)
 for job in "${jobs[@]}"; do wait "$job"; done
-"$nvcc" "-arch=$architecture" "${objects[@]}" -o "$build/test_cuda"
+"$nvcc" "-arch=$architecture" "${objects[@]}" -o "$build/test_cuda" "${libraries[@]}"
 
 echo "== tests"
 "$build/test_cuda"
