@@ -102,7 +102,8 @@ TEST_CASE("cuda 1. keys that no row sees may hold anything") {
   random_source random(2);
   const plain_inputs<float16> clean = random_inputs<float16>(random, 200, 200);
   const plain_outputs<float16> expected = run_forward(cuda_backend{}, clean, mask);
-  for (const std::uint16_t poison : {0x7e00, 0x7c00, 0xfc00, 0x7bff}) {
+  for (const std::uint16_t poison :
+       std::initializer_list<std::uint16_t>{0x7e00, 0x7c00, 0xfc00, 0x7bff}) {
     plain_inputs<float16> in = clean;
     const plain_sizes& s = in.sizes;
     for (const index_t key : {0, 1, 2, 10, 60, 61, 62, 190, 195, 199}) {
@@ -118,7 +119,8 @@ TEST_CASE("cuda 1. keys that no row sees may hold anything") {
 
 TEST_CASE("cuda: NaN and scores beyond fp32 are never taken for a row that sees nothing") {
   if (skips_without_device()) return;
-  for (const std::uint16_t bad : {0x7fc0, 0x7149}) {  // NaN and 1e30: its square is no fp32 number
+  for (const std::uint16_t bad : std::initializer_list<std::uint16_t>{
+           0x7fc0, 0x7149}) {  // NaN and 1e30: its square is no fp32 number
     std::vector<bfloat16> q = ones(40 * 8), k = ones(40 * 8), v = ones(40 * 8), o(40 * 8);
     std::vector<float> lse(40);
     std::fill_n(q.begin() + 20 * 8, 8, bfloat16{bad});
