@@ -1,7 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/cuda/plan_lists.cuh>
+#include <blockattn/cuda/plan_packer.cuh>
 #include <blockattn/cuda/runtime.cuh>
 #include <utility>
 
@@ -21,6 +21,8 @@ class device_plan {
   index_t key_tokens() const noexcept { return key_tokens_; }
   index_t query_heads() const noexcept { return query_heads_; }
   const tile_shape& shape() const noexcept { return shape_; }
+  /// Whether all plans had their transposed lists, which backward needs.
+  bool has_transposed() const noexcept { return has_transposed_; }
 
  private:
   friend struct detail::device_plan_access;
@@ -29,6 +31,7 @@ class device_plan {
   index_t key_tokens_ = 0;
   index_t query_heads_ = 0;
   tile_shape shape_;
+  bool has_transposed_ = false;
   detail::plan_packer::counts most_;            ///< of any plan of the set
   const detail::plan_lists* lists_ = nullptr;   ///< device memory, (plans)
   const std::int32_t* plan_of_head_ = nullptr;  ///< device memory, (query_heads)
@@ -48,6 +51,7 @@ struct device_plan_access {
     plan.key_tokens_ = plans.plans()[0].key_tokens();
     plan.query_heads_ = query_heads;
     plan.shape_ = plans.plans()[0].shape();
+    plan.has_transposed_ = packer.transposed();
     plan.most_ = packer.most();
     plan.lists_ = reinterpret_cast<const plan_lists*>(device_memory + packer.offset_of_lists());
     plan.plan_of_head_ =

@@ -4,8 +4,8 @@
 #include <blockattn/cuda/forward_tuning.cuh>
 #include <blockattn/cuda/online_softmax.cuh>
 #include <blockattn/cuda/output_rows.cuh>
-#include <blockattn/cuda/plan_lists.cuh>
 #include <blockattn/cuda/shared_tile.cuh>
+#include <blockattn/cuda/tile_walk.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
@@ -41,7 +41,7 @@ struct forward_work {
     rank = cta % per_section / p.heads_per_section;
   }
   __device__ __forceinline__ const plan_lists& lists(const forward_parameters& p) const {
-    return p.lists[p.plan_of_head[head]];
+    return p.lists[p.plan_of_head[head] * list_kinds + forward_lists];
   }
 };
 
@@ -62,15 +62,11 @@ class forward_cta {
   static constexpr int key_bytes = Tuning::keys * tile::row_bytes;
   static constexpr int tile_bytes = query_bytes + 2 * Tuning::stages * key_bytes;
 
-  /// What the loop over tiles needs once for each tile: in shared memory, because every register is
-  /// taken.
+  /// Beside the tiles, for the same reason as walk_state.
   struct loop_state {
-    device_span spans[3];           ///< span s at s % 3: the current one and the next
-    tile_visibility visibility[2];  ///< of tile t at t % 2: the current one and the next
-    plan_lists lists;
+    walk_state walk;
     const std::uint16_t* k;  ///< the head's first row
     const std::uint16_t* v;
-    int tiles;
   };
   static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(loop_state));
 
@@ -85,53 +81,43 @@ class forward_cta {
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const plan_lists& lists, const work_item& item, int head) {
-    const int first_query = item.query_tile * Tuning::queries;
+    const int first_query = item.outer_tile * Tuning::queries;
     const int queries = p_.query_tokens - first_query;
     tile::template load<Tuning::queries, threads>(
         shared_, p_.q.row(first_query, head), p_.q,
         [queries](int row, int later) { return row < queries - later; });
     if (threadIdx.x == 0) {
-      loop_.lists = lists;
       loop_.k = p_.k.row(0, head / p_.group);
       loop_.v = p_.v.row(0, head / p_.group);
-      loop_.tiles = item.tiles;
-      loop_.spans[item.span % 3] = lists.spans[item.span];
     }
-    __syncthreads();
-    int span = item.span;
-    int key_tile = item.first_tile;
-    prefetch_span(span + 1);
-    load_keys(0, key_tile, span);
+    tile_walk<Tuning::keys> walk(loop_.walk, lists, item);
+    load_keys(0, walk);
     if (p_.change != query_change::none) change_queries();
-    for (int t = 0; t < loop_.tiles; ++t) {
-      const bool has_next = t + 1 < loop_.tiles;
+    for (int t = 0; t < walk.tiles(); ++t) {
+      const bool has_next = t + 1 < walk.tiles();
       wait_for_copies<0>();
       __syncthreads();
-      if (has_next && ++key_tile == loop_.spans[span % 3].inner_end) {
-        ++span;
-        key_tile = loop_.spans[span % 3].inner_begin;
-        prefetch_span(span + 1);
-      }
-      if (Tuning::stages > 1 && has_next) load_keys(t + 1, key_tile, span);
+      if (has_next) walk.advance();
+      if (Tuning::stages > 1 && has_next) load_keys(t + 1, walk);
       float scores[row_tiles][key_tiles][4];
       multiply_keys(keys_in_stage(t), scores);
       softmax_.prepare(p_.transform, scores);
-      const tile_visibility visibility = loop_.visibility[t % 2];
-      if (visibility.slice_count > 0 || visibility.keys < Tuning::keys) {
-        mask_scores(scores, loop_.lists.slices, visibility, warp_row_);
+      const tile_visibility visibility = walk.visibility(t);
+      if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
+        mask_scores(scores, walk.slices(), visibility, warp_row_);
       }
       softmax_.take_maxima(p_.transform, scores, values_);
       multiply_values(keys_in_stage(t) + key_bytes, scores);
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();
-        load_keys(t + 1, key_tile, span);
+        load_keys(t + 1, walk);
       }
     }
   }
 
   /// Ends the rows of a whole item.
   __device__ __forceinline__ void write_rows(const work_item& item, int head) {
-    const int first_query = item.query_tile * Tuning::queries;
+    const int first_query = item.outer_tile * Tuning::queries;
 #pragma unroll
     for (int half = 0; half < 2 * row_tiles; ++half) {
       const int query = first_query + row_of(half);
@@ -177,40 +163,16 @@ class forward_cta {
     return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
   }
 
-  /// Begins to bring a span to shared memory, where it is past the second barrier from here: before
-  /// the tile after the next needs it. Its place was last read before the last barrier.
-  __device__ __forceinline__ void prefetch_span(int span) const {
-    if (threadIdx.x != 0) return;
-    const char* const from = reinterpret_cast<const char*>(loop_.lists.spans + span);
-    const std::uint32_t to = shared_address(&loop_.spans[span % 3]);
-    copy_async(to, from, 16);
-    copy_async(to + 16, from + 16, 16);
-  }
-
   /// Begins to load tile t of the item; whoever used its place is past a barrier.
-  __device__ __forceinline__ void load_keys(int t, int key_tile, int span) const {
-    const device_span& s = loop_.spans[span % 3];
-    const int slice_count = s.slices_end - s.slices_begin;
-    const int keys = p_.key_tokens - key_tile * Tuning::keys;
-    if (threadIdx.x == 0) loop_.visibility[t % 2] = {s.slices_begin, slice_count, keys};
-    std::uint64_t seen[2];
-#pragma unroll
-    for (int word = 0; word < 2; ++word) {
-      const int in_word = keys - 64 * word;
-      seen[word] = slice_count > 0 ? s.seen[word]
-                   : in_word >= 64 ? ~std::uint64_t{0}
-                   : in_word <= 0  ? 0
-                                   : (std::uint64_t{1} << in_word) - 1;
-    }
-    const auto is_seen = [&seen](int row, int later) {  // row < 64
-      return ((later < 64 ? seen[0] : seen[1]) >> row >> (later % 64) & 1U) != 0;
-    };
-    const std::int64_t first = static_cast<std::int64_t>(key_tile) * Tuning::keys;
+  __device__ __forceinline__ void load_keys(int t, const tile_walk<Tuning::keys>& walk) const {
+    const read_tokens read = walk.begin_tile(t, p_.key_tokens);
+    const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
+    const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * Tuning::keys;
     const std::uint32_t to = keys_in_stage(t);
     tile::template load<Tuning::keys, threads>(to, loop_.k + first * p_.k.token_stride, p_.k,
-                                               is_seen);
+                                               is_read);
     tile::template load<Tuning::keys, threads>(to + key_bytes, loop_.v + first * p_.v.token_stride,
-                                               p_.v, is_seen);
+                                               p_.v, is_read);
     commit_copies();
   }
 

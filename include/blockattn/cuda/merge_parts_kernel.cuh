@@ -11,11 +11,11 @@ template <class Tuning>
 __global__ void __launch_bounds__(Tuning::warps * 32)
     merge_parts_kernel(const __grid_constant__ forward_parameters p) {
   const int head = static_cast<int>(blockIdx.y);
-  const plan_lists& lists = p.lists[p.plan_of_head[head]];
+  const plan_lists& lists = p.lists[p.plan_of_head[head] * list_kinds + forward_lists];
   if (static_cast<int>(blockIdx.x) >= lists.split_count) return;
   const split_tile split = lists.splits[blockIdx.x];
   const int row = static_cast<int>(blockIdx.z * Tuning::warps + threadIdx.x / 32);
-  const std::int64_t query = static_cast<std::int64_t>(split.query_tile) * Tuning::queries + row;
+  const std::int64_t query = static_cast<std::int64_t>(split.outer_tile) * Tuning::queries + row;
   if (query >= p.query_tokens) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t first =

@@ -14,12 +14,12 @@ struct alignas(16) tile_slice {
   std::int16_t lower, upper;
 };
 
-/// Who sees what in a tile: the pairs that its slices cover; without slices all rows see the tile's
-/// first `keys` keys.
+/// Who sees what in a tile: the pairs that its slices cover; without slices all rows see its first
+/// `tokens` columns.
 struct tile_visibility {
   int slices_begin;
   int slice_count;
-  int keys;  ///< from the tile's first to the end of the axis
+  int tokens;  ///< from the tile's first column to the end of the axis
 };
 
 /// Bits [0, count) of a word; count may lie outside [0, 32].
@@ -45,7 +45,7 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
     std::uint32_t visible[words];
 #pragma unroll
     for (int word = 0; word < words; ++word) {
-      visible[word] = visibility.slice_count == 0 ? bits_below(visibility.keys - 32 * word) : 0U;
+      visible[word] = visibility.slice_count == 0 ? bits_below(visibility.tokens - 32 * word) : 0U;
     }
 #pragma unroll 1
     for (int i = 0; i < visibility.slice_count; ++i) {
