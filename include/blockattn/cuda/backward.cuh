@@ -1,0 +1,180 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/backward_checks.hpp>
+#include <blockattn/cuda/backward_key_kernel.cuh>
+#include <blockattn/cuda/backward_query_kernel.cuh>
+#include <blockattn/cuda/backward_rows_kernel.cuh>
+#include <blockattn/cuda/forward.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda {
+
+/// The tile shape of plans for `cuda::backward`, which `cuda::forward` takes too: 64 x 64. Build
+/// them with {.transposed = true}.
+constexpr tile_shape backward_tile_shape() noexcept { return {64, 64}; }
+
+namespace detail {
+
+template <class Q, class K, class V, class O, class DQ, class DK, class DV>
+constexpr void check_backward_storage() {
+  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V> &&
+                    format_of<V> == format_of<O>,
+                "cuda::backward: q, k, v, o and d_o must have one storage format, bf16 or fp16");
+  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
+                "cuda::backward: q, k, v, o and d_o must be bf16 or fp16, not fp32 or fp64");
+}
+
+/// Everything that `cuda::backward` refuses. Reads no device memory.
+template <class... Types>
+void check_backward_call(const char* function,
+                         const backward_arguments<Types...>& arguments,
+                         const device_plan& plan,
+                         const attention_options& options) {
+  using blockattn::detail::require;
+  const auto& a = arguments;
+  backward_arguments<Types...> without_sinks = a;  // whose values are on the device
+  without_sinks.sink_logits = {};
+  without_sinks.d_sink_logits = {};
+  blockattn::detail::check_backward(function, without_sinks, options);
+  require(a.sink_logits.empty() || std::ssize(a.sink_logits) == a.q.heads, function, ": ",
+          a.sink_logits.size(), " sink_logits for ", a.q.heads, " query heads");
+  require(a.d_sink_logits.empty() || a.d_sink_logits.size() == a.sink_logits.size(), function, ": ",
+          a.d_sink_logits.size(), " d_sink_logits for ", a.sink_logits.size(), " sink_logits");
+  const auto check_head_dim = [function](const char* name, index_t head_dim) {
+    require(head_dim % 8 == 0 && 8 <= head_dim && head_dim <= 128, function, ": ", name,
+            ".head_dim is ", head_dim, ", must be a multiple of 8 from 8 to 128");
+  };
+  check_head_dim("q", a.q.head_dim);
+  check_head_dim("v", a.v.head_dim);
+  require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,
+          ": the plan is for ", plan.query_tokens(), " queries x ", plan.key_tokens(),
+          " keys, the arguments have ", a.q.tokens, " x ", a.k.tokens);
+  require(plan.query_heads() == a.q.heads, function, ": the plan is for ", plan.query_heads(),
+          " query heads but q has ", a.q.heads);
+  require(plan.shape() == backward_tile_shape(), function, ": the plan has tiles of ",
+          plan.shape().queries, " x ", plan.shape().keys, ", must be 64 x 64");
+  require(plan.has_transposed(), function,
+          ": the plan has no transposed tile lists; build it with {.transposed = true}");
+  constexpr index_t most = std::numeric_limits<int>::max();
+  const index_t tiles = ceil_divide(std::max(a.q.tokens, a.k.tokens), 64);
+  require(tiles * a.q.heads <= most, function, ": ", tiles, " tiles x ", a.q.heads,
+          " heads are more than a launch takes");
+}
+
+template <class T>
+gradient_rows as_gradient(const heads_view<T>& view) {
+  return {.data = view.data,
+          .token_stride = view.token_stride,
+          .head_stride = view.head_stride,
+          .format = format_of<T>,
+          .head_dim = static_cast<int>(view.head_dim)};
+}
+
+template <class... Types>
+backward_parameters backward_parameters_of(const backward_arguments<Types...>& a,
+                                           const device_plan& plan,
+                                           const attention_options& options) {
+  backward_parameters p{};
+  p.q = as_device_view(a.q);
+  p.k = as_device_view(a.k);
+  p.v = as_device_view(a.v);
+  p.o = as_device_view(a.o);
+  p.d_o = as_device_view(a.d_o);
+  p.d_q = as_gradient(a.d_q);
+  p.d_k = as_gradient(a.d_k);
+  p.d_v = as_gradient(a.d_v);
+  p.lse = a.lse.data;
+  p.lse_token_stride = a.lse.token_stride;
+  p.lse_head_stride = a.lse.head_stride;
+  p.d_lse = a.d_lse.data;
+  p.d_lse_token_stride = a.d_lse.token_stride;
+  p.d_lse_head_stride = a.d_lse.head_stride;
+  p.sink_logits = a.sink_logits.data();
+  p.d_sink_logits = a.d_sink_logits.data();
+  p.lists = device_plan_access::lists(plan);
+  p.plan_of_head = device_plan_access::plan_of_head(plan);
+  p.query_tokens = static_cast<int>(a.q.tokens);
+  p.key_tokens = static_cast<int>(a.k.tokens);
+  p.query_heads = static_cast<int>(a.q.heads);
+  p.kv_heads = static_cast<int>(a.k.heads);
+  p.padded_queries = static_cast<int>(round_up(a.q.tokens, backward_tile_shape().queries));
+  p.group = a.k.heads > 0 ? static_cast<int>(a.q.heads / a.k.heads) : 1;
+  constexpr double log2_e = 1.4426950408889634;
+  const double scale = blockattn::detail::resolved_scale(options, a.q.head_dim);
+  p.scale = static_cast<float>(scale);
+  p.exponent = static_cast<float>((options.softcap > 0 ? options.softcap : scale) * log2_e);
+  p.softcap_factor = options.softcap > 0 ? static_cast<float>(scale / options.softcap) : 0.0F;
+  return p;
+}
+
+/// Enqueues the kernels of a checked call.
+template <storage_format Format, class Tuning>
+void launch_backward(const char* function, const backward_parameters& p, cudaStream_t stream) {
+  const auto launch = [&](auto kernel, const dim3& grid, int threads, int shared_bytes) {
+    if (grid.x == 0 || grid.y == 0) return;
+    require_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         shared_bytes),
+                    function, "reserving shared memory");
+    kernel<<<grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes), stream>>>(
+        p);
+    require_success(cudaGetLastError(), function, "a launch");
+  };
+  const auto heads = static_cast<unsigned>(p.query_heads);
+  const auto query_tiles = static_cast<unsigned>(p.padded_queries / Tuning::side);
+  const auto key_tiles = static_cast<unsigned>(ceil_divide(p.key_tokens, Tuning::side));
+  using query_cta = backward_query_cta<Format, Tuning>;
+  using key_cta = backward_key_cta<Format, Tuning>;
+  launch(backward_rows_kernel<Format>, dim3(query_tiles * Tuning::side / 8, heads), 256, 0);
+  launch(backward_key_kernel<Format, Tuning>, dim3(key_tiles * static_cast<unsigned>(p.kv_heads)),
+         key_cta::threads, key_cta::shared_bytes);
+  launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), query_cta::threads,
+         query_cta::shared_bytes);
+  if (p.d_sink_logits != nullptr) launch(backward_sink_kernel, dim3(heads), 256, 0);
+}
+
+}  // namespace detail
+
+/// Bytes of device memory that `backward` needs, aligned to workspace_alignment: 8 for each query
+/// token, rounded up to a tile, and head.
+inline index_t backward_workspace_size(const device_plan& plan) {
+  blockattn::detail::workspace_layout layout;
+  layout.take<float2>(plan.query_heads() *
+                      round_up(plan.query_tokens(), backward_tile_shape().queries));
+  return layout.size();
+}
+
+/// The gradients of `forward` (formula: reference::backward), fused, on tensor cores:
+///   d_q, d_k, d_v and, when wanted, d_sink_logits, each `=`.
+/// All tensors are device memory; shapes as in backward_arguments, strides of any kind. q, k, v, o
+/// and d_o are all bf16 or all fp16, gradients bf16, fp16 or fp32. Products and sums are in fp32;
+/// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
+/// dims: multiples of 8 up to 128, k and v may differ.
+///
+/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
+/// own, seven products for each pair of tiles instead of five, without atomic additions. Keys that
+/// no row sees get gradients 0; neither they nor queries that see nothing need hold numbers.
+///
+/// Only enqueues on `stream`; allocates nothing. The plan has tiles of backward_tile_shape() and
+/// its transposed lists. Throws `error` on shapes that disagree, a missing lse, a null view with
+/// elements, overlapping gradients, a bad option, a plan of another size, number of heads or tile
+/// shape, a small or misaligned workspace; nothing has been enqueued then.
+template <class Q, class K = Q, class V = K, class O = Q, class DQ = Q, class DK = K, class DV = V>
+void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
+              const device_plan& plan,
+              const attention_options& options,
+              std::span<std::byte> workspace,
+              cudaStream_t stream) {
+  constexpr const char* function = "cuda::backward";
+  detail::check_backward_storage<Q, K, V, O, DQ, DK, DV>();
+  detail::check_backward_call(function, arguments, plan, options);
+  blockattn::detail::check_workspace(function, workspace, backward_workspace_size(plan));
+  detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
+  p.rows = blockattn::detail::piece<float2>(workspace, 0);
+  if (std::max(arguments.q.head_dim, arguments.v.head_dim) <= 64) {
+    detail::launch_backward<format_of<Q>, detail::backward_tuning<64>>(function, p, stream);
+  } else {
+    detail::launch_backward<format_of<Q>, detail::backward_tuning<128>>(function, p, stream);
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda

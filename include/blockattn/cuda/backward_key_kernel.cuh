@@ -1,0 +1,159 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/backward_parameters.cuh>
+#include <blockattn/cuda/tile_walk.cuh>
+#include <blockattn/cuda/warp_product.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// d_k and d_v of one key tile in one kv head: four products for each query tile of each query head
+/// of the group, in order, with both gradients in registers. Scores are formed transposed, a row
+/// for each key, so that weights and their gradients are left operands without a detour through
+/// shared memory. Grid: key tiles x kv heads, those with most tiles first; dynamic shared memory:
+/// `shared_bytes`.
+template <storage_format Format, class Tuning>
+class backward_key_cta {
+ public:
+  static constexpr int columns = Tuning::columns;
+  static constexpr int side = Tuning::side;
+  static constexpr int threads = Tuning::warps * 32;
+  static constexpr int tiles = side / 8;
+  using tile = shared_tile<columns>;
+  static constexpr int tile_bytes = side * tile::row_bytes;
+  static constexpr int statistics_offset = (2 + 2 * Tuning::stages) * tile_bytes;
+  static constexpr int statistics_bytes = side * static_cast<int>(sizeof(float2));
+  static constexpr int walk_offset = statistics_offset + Tuning::stages * statistics_bytes;
+  static constexpr int shared_bytes = walk_offset + static_cast<int>(sizeof(walk_state));
+
+  __device__ __forceinline__ backward_key_cta(const backward_parameters& parameters,
+                                              unsigned char* shared)
+      : p_(parameters), bytes_(shared), shared_(shared_address(shared)) {}
+
+  /// Sums over all query tiles that see the key tile.
+  __device__ __forceinline__ void add(int key_tile, int kv_head) {
+    const int first = key_tile * side;
+    const int keys = p_.key_tokens - first;
+    const auto is_key = [keys](int row, int later) { return row < keys - later; };
+    tile::template load<side, threads>(shared_, p_.k.row(first, kv_head), p_.k, is_key);
+    tile::template load<side, threads>(shared_ + tile_bytes, p_.v.row(first, kv_head), p_.v,
+                                       is_key);
+    for (int head = kv_head * p_.group; head < (kv_head + 1) * p_.group; ++head) {
+      const plan_lists& lists = p_.lists[p_.plan_of_head[head] * list_kinds + key_lists];
+      const work_item& item = lists.items[key_tile];
+      if (item.tiles > 0) add_head(lists, item, head);
+    }
+    wait_for_copies<0>();
+  }
+
+  __device__ __forceinline__ void write(int key_tile, int kv_head) const {
+    const int first = key_tile * side;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = first + static_cast<int>(threadIdx.x / 32 * 16) + 8 * half + lane / 4;
+      if (key >= p_.key_tokens) continue;
+#pragma unroll
+      for (int n = 0; n < columns / 8; ++n) {
+        const int column = n * 8 + lane % 4 * 2;
+        p_.d_k.store(key, kv_head, column, d_k_[n][2 * half] * p_.scale,
+                     d_k_[n][2 * half + 1] * p_.scale);
+        p_.d_v.store(key, kv_head, column, d_v_[n][2 * half], d_v_[n][2 * half + 1]);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t queries_in_stage(int t) const {
+    return shared_ + (2 + t % Tuning::stages * 2) * tile_bytes;
+  }
+  __device__ __forceinline__ const float2* statistics_in_stage(int t) const {
+    return reinterpret_cast<const float2*>(bytes_ + statistics_offset +
+                                           t % Tuning::stages * statistics_bytes);
+  }
+
+  __device__ __forceinline__ void add_head(const plan_lists& lists,
+                                           const work_item& item,
+                                           int head) {
+    __syncthreads();  // of the head before: all have read its tiles
+    tile_walk<side> walk(*reinterpret_cast<walk_state*>(bytes_ + walk_offset), lists, item);
+    load_queries(0, walk, head);
+    for (int t = 0; t < walk.tiles(); ++t) {
+      const bool has_next = t + 1 < walk.tiles();
+      wait_for_copies<0>();
+      __syncthreads();
+      if (has_next) {
+        walk.advance();
+        load_queries(t + 1, walk, head);
+      }
+      add_tile(walk, t);
+    }
+  }
+
+  __device__ __forceinline__ void load_queries(int t, const tile_walk<side>& walk, int head) const {
+    const read_tokens read = walk.begin_tile(t, p_.query_tokens);
+    const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
+    const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * side;
+    const std::uint32_t to = queries_in_stage(t);
+    tile::template load<side, threads>(to, p_.q.row(first, head), p_.q, is_read);
+    tile::template load<side, threads>(to + tile_bytes, p_.d_o.row(first, head), p_.d_o, is_read);
+    if (threadIdx.x < side / 2) {  // two rows each
+      const float2* const from =
+          p_.rows + static_cast<std::int64_t>(head) * p_.padded_queries + first + threadIdx.x * 2;
+      copy_async(shared_address(statistics_in_stage(t) + threadIdx.x * 2), from, 16);
+    }
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void add_tile(const tile_walk<side>& walk, int t) {
+    const lane_chunks<columns> chunks;
+    const int warp_row = static_cast<int>(threadIdx.x / 32 * 16);
+    const std::uint32_t queries = queries_in_stage(t);
+    float scores[tiles][4];
+    multiply_rows<Format, columns>(scores, shared_ + warp_row * tile::row_bytes, queries, chunks);
+    soften(p_, scores);
+    const tile_visibility visibility = walk.visibility(t);
+    if (visibility.slice_count > 0 || visibility.tokens < side) {
+      float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
+      mask_scores(as_tiles, walk.slices(), visibility, warp_row);
+    }
+    float gradients[tiles][4];
+    multiply_rows<Format, columns>(gradients, shared_ + tile_bytes + warp_row * tile::row_bytes,
+                                   queries + tile_bytes, chunks);
+    const float2* const statistics =
+        statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
+    weights_and_gradients(p_, scores, gradients, [statistics](int i, int n) {
+      return statistics[8 * n + i % 2];
+    });
+    add_product<Format, columns>(d_v_, scores, queries + tile_bytes, chunks);
+    add_product<Format, columns>(d_k_, gradients, queries, chunks);
+  }
+
+  const backward_parameters& p_;
+  unsigned char* bytes_;
+  std::uint32_t shared_;  ///< keys, values, then stages of queries and d_o
+  float d_k_[columns / 8][4] = {};
+  float d_v_[columns / 8][4] = {};
+};
+
+__device__ __forceinline__ int kv_head_of_cta(const backward_parameters& p) {
+  return static_cast<int>(blockIdx.x) % p.kv_heads;
+}
+
+/// In the order of the plan of the group's first head.
+__device__ __forceinline__ int key_tile_of_cta(const backward_parameters& p) {
+  const int plan = p.plan_of_head[kv_head_of_cta(p) * p.group];
+  return p.lists[plan * list_kinds + key_lists].order[static_cast<int>(blockIdx.x) / p.kv_heads];
+}
+
+template <storage_format Format, class Tuning>
+__global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
+    backward_key_kernel(const __grid_constant__ backward_parameters parameters) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  backward_key_cta<Format, Tuning> cta(parameters, shared);
+  cta.add(key_tile_of_cta(parameters), kv_head_of_cta(parameters));
+  // Looked up again: kept over the loops, they would cost registers that the products need.
+  cta.write(key_tile_of_cta(parameters), kv_head_of_cta(parameters));
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

@@ -1,0 +1,108 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/plan_lists.cuh>
+#include <blockattn/cuda/shared_tile.cuh>
+#include <blockattn/cuda/tensor_core.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// How the backward kernels are cut for head dims up to Columns: tiles of 64 x 64, 16 rows for each
+/// of four warps, two tiles of the inner axis in shared memory.
+template <int Columns>
+struct backward_tuning {
+  static constexpr int columns = Columns;
+  static constexpr int side = 64;
+  static constexpr int warps = 4;
+  static constexpr int stages = 2;
+  static constexpr int ctas_per_processor = 2;
+};
+
+/// A gradient in device memory, in one of three formats.
+struct gradient_rows {
+  void* data;
+  std::int64_t token_stride, head_stride;  ///< elements
+  storage_format format;
+  int head_dim;
+
+  /// Stores two neighbouring values of a row, each rounded once.
+  __device__ __forceinline__ void store(std::int64_t token,
+                                        std::int64_t head,
+                                        int column,
+                                        float first,
+                                        float second) const {
+    if (column >= head_dim) return;
+    const std::int64_t at = token * token_stride + head * head_stride + column;
+    if (format == storage_format::fp32) {
+      static_cast<float*>(data)[at] = first;
+      static_cast<float*>(data)[at + 1] = second;
+      return;
+    }
+    const std::uint32_t pair = format == storage_format::bf16
+                                   ? tensor_operand<storage_format::bf16>::pack(first, second)
+                                   : tensor_operand<storage_format::fp16>::pack(first, second);
+    auto* const values = static_cast<std::uint16_t*>(data);
+    values[at] = static_cast<std::uint16_t>(pair);
+    values[at + 1] = static_cast<std::uint16_t>(pair >> 16);
+  }
+};
+
+/// What the kernels of one backward call share. Rows of queries are padded to whole tiles in
+/// `rows`, which the first kernel fills.
+struct backward_parameters {
+  device_view q, k, v, o, d_o;
+  gradient_rows d_q, d_k, d_v;
+  const float* lse;
+  std::int64_t lse_token_stride, lse_head_stride;
+  const float* d_lse;  ///< or null
+  std::int64_t d_lse_token_stride, d_lse_head_stride;
+  const float* sink_logits;  ///< or null
+  float* d_sink_logits;      ///< or null
+  float2* rows;              ///< (query_heads, padded_queries): lse in base 2, delta
+  const plan_lists* lists;
+  const std::int32_t* plan_of_head;
+  int query_tokens, key_tokens, query_heads, kv_heads;
+  int padded_queries;
+  int group;  ///< query heads for each kv head
+  float scale;           ///< of scores
+  float exponent;        ///< weight = 2^(exponent x - lse), x = q.k or its softened form
+  float softcap_factor;  ///< x = tanh(softcap_factor q.k); 0 = none
+};
+
+/// Turns products q.k into weights and products d_o.v into gradients of scores (of q.k / scale), in
+/// place; hidden pairs, whose score is -inf, get 0 whatever else they hold. `row(i, n)` is the
+/// float2 (lse in base 2, delta) of element i of accumulator n.
+template <int Tiles, class Row>
+__device__ __forceinline__ void weights_and_gradients(const backward_parameters& p,
+                                                      float (&scores)[Tiles][4],
+                                                      float (&gradients)[Tiles][4],
+                                                      const Row& row) {
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 statistics = row(i, n);
+      const float x = scores[n][i];
+      const bool visible = x != -INFINITY;
+      const float weight =
+          visible ? exp2_approximate(fmaf(x, p.exponent, -statistics.x)) : 0.0F;
+      float gradient = weight * (gradients[n][i] - statistics.y);
+      if (p.softcap_factor != 0) gradient *= 1 - x * x;
+      scores[n][i] = weight;
+      gradients[n][i] = visible ? gradient : 0.0F;
+    }
+  }
+}
+
+/// Softens products where there is a softcap: x = tanh(softcap_factor x).
+template <int Tiles>
+__device__ __forceinline__ void soften(const backward_parameters& p, float (&scores)[Tiles][4]) {
+  if (p.softcap_factor == 0) return;
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[n][i] = tanhf(p.softcap_factor * scores[n][i]);
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

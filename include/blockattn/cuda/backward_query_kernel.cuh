@@ -1,0 +1,124 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/backward_parameters.cuh>
+#include <blockattn/cuda/tile_walk.cuh>
+#include <blockattn/cuda/warp_product.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// d_q of one query tile in one head: three products for each key tile, d_q in registers. Grid:
+/// query tiles x query heads, those with most tiles first; dynamic shared memory: `shared_bytes`.
+template <storage_format Format, class Tuning>
+class backward_query_cta {
+ public:
+  static constexpr int columns = Tuning::columns;
+  static constexpr int side = Tuning::side;
+  static constexpr int threads = Tuning::warps * 32;
+  static constexpr int tiles = side / 8;
+  using tile = shared_tile<columns>;
+  static constexpr int tile_bytes = side * tile::row_bytes;
+  static constexpr int walk_offset = (2 + 2 * Tuning::stages) * tile_bytes;
+  static constexpr int shared_bytes = walk_offset + static_cast<int>(sizeof(walk_state));
+
+  __device__ __forceinline__ backward_query_cta(const backward_parameters& parameters,
+                                                unsigned char* shared)
+      : p_(parameters),
+        shared_(shared_address(shared)),
+        walk_state_(*reinterpret_cast<walk_state*>(shared + walk_offset)) {}
+
+  __device__ __forceinline__ void run(const plan_lists& lists, int query_tile, int head) {
+    const work_item& item = lists.items[query_tile];
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp_row = static_cast<int>(threadIdx.x / 32 * 16);
+    const int first = query_tile * side;
+    float d_q[columns / 8][4] = {};
+    if (item.tiles > 0) {
+      const int queries = p_.query_tokens - first;
+      const auto is_query = [queries](int row, int later) { return row < queries - later; };
+      tile::template load<side, threads>(shared_, p_.q.row(first, head), p_.q, is_query);
+      tile::template load<side, threads>(shared_ + tile_bytes, p_.d_o.row(first, head), p_.d_o,
+                                         is_query);
+      const float2* const rows =
+          p_.rows + static_cast<std::int64_t>(head) * p_.padded_queries + first + warp_row;
+      const float2 statistics[2] = {rows[lane / 4], rows[lane / 4 + 8]};
+      tile_walk<side> walk(walk_state_, lists, item);
+      const int kv_head = head / p_.group;
+      load_keys(0, walk, kv_head);
+      for (int t = 0; t < walk.tiles(); ++t) {
+        const bool has_next = t + 1 < walk.tiles();
+        wait_for_copies<0>();
+        __syncthreads();
+        if (has_next) {
+          walk.advance();
+          load_keys(t + 1, walk, kv_head);
+        }
+        add_tile(walk, t, warp_row, statistics, d_q);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = first + warp_row + 8 * half + lane / 4;
+      if (query >= p_.query_tokens) continue;
+#pragma unroll
+      for (int n = 0; n < columns / 8; ++n) {
+        p_.d_q.store(query, head, n * 8 + lane % 4 * 2, d_q[n][2 * half] * p_.scale,
+                     d_q[n][2 * half + 1] * p_.scale);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t keys_in_stage(int t) const {
+    return shared_ + (2 + t % Tuning::stages * 2) * tile_bytes;
+  }
+
+  __device__ __forceinline__ void load_keys(int t, const tile_walk<side>& walk, int kv_head) const {
+    const read_tokens read = walk.begin_tile(t, p_.key_tokens);
+    const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
+    const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * side;
+    const std::uint32_t to = keys_in_stage(t);
+    tile::template load<side, threads>(to, p_.k.row(first, kv_head), p_.k, is_read);
+    tile::template load<side, threads>(to + tile_bytes, p_.v.row(first, kv_head), p_.v, is_read);
+    commit_copies();
+  }
+
+  __device__ __forceinline__ void add_tile(const tile_walk<side>& walk,
+                                           int t,
+                                           int warp_row,
+                                           const float2 (&statistics)[2],
+                                           float (&d_q)[columns / 8][4]) const {
+    const lane_chunks<columns> chunks;
+    const std::uint32_t keys = keys_in_stage(t);
+    float scores[tiles][4];
+    multiply_rows<Format, columns>(scores, shared_ + warp_row * tile::row_bytes, keys, chunks);
+    soften(p_, scores);
+    const tile_visibility visibility = walk.visibility(t);
+    if (visibility.slice_count > 0 || visibility.tokens < side) {
+      float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
+      mask_scores(as_tiles, walk.slices(), visibility, warp_row);
+    }
+    float gradients[tiles][4];
+    multiply_rows<Format, columns>(gradients, shared_ + tile_bytes + warp_row * tile::row_bytes,
+                                   keys + tile_bytes, chunks);
+    weights_and_gradients(p_, scores, gradients,
+                          [&statistics](int i, int /*n*/) { return statistics[i / 2]; });
+    add_product<Format, columns>(d_q, gradients, keys, chunks);
+  }
+
+  const backward_parameters& p_;
+  std::uint32_t shared_;  ///< queries, d_o, then stages of keys and values
+  walk_state& walk_state_;
+};
+
+template <storage_format Format, class Tuning>
+__global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
+    backward_query_kernel(const __grid_constant__ backward_parameters parameters) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int head = static_cast<int>(blockIdx.x) % parameters.query_heads;
+  const int rank = static_cast<int>(blockIdx.x) / parameters.query_heads;
+  const plan_lists& lists = parameters.lists[parameters.plan_of_head[head] * list_kinds + query_lists];
+  backward_query_cta<Format, Tuning>(parameters, shared).run(lists, lists.order[rank], head);
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

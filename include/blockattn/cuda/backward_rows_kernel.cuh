@@ -1,0 +1,73 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/backward_parameters.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// The value of 16 stored bits.
+template <storage_format Format>
+__device__ __forceinline__ float widen(std::uint16_t bits) {
+  if constexpr (Format == storage_format::bf16) {
+    return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
+  } else {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+  }
+}
+
+/// Pass 3 of reference::backward for every query row: lse in base 2 and
+/// delta = d_o . o - d_lse. One warp for each row; grid: (padded rows / 8, query heads), 256 threads.
+template <storage_format Format>
+__global__ void __launch_bounds__(256)
+    backward_rows_kernel(const __grid_constant__ backward_parameters p) {
+  const int row = static_cast<int>(blockIdx.x * 8 + threadIdx.x / 32);
+  const int head = static_cast<int>(blockIdx.y);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (row >= p.padded_queries) return;
+  float2 result{0, 0};
+  if (row < p.query_tokens) {
+    constexpr float log2_e = 1.4426950408889634F;
+    const std::uint16_t* const o = p.o.row(row, head);
+    const std::uint16_t* const d_o = p.d_o.row(row, head);
+    float sum = 0;
+    for (int t = lane; t < p.o.head_dim; t += 32) {
+      sum = fmaf(widen<Format>(o[t]), widen<Format>(d_o[t]), sum);
+    }
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, apart);
+    const float d_lse = p.d_lse != nullptr ? p.d_lse[row * p.d_lse_token_stride +
+                                                     head * p.d_lse_head_stride]
+                                           : 0.0F;
+    const float lse = p.lse[row * p.lse_token_stride + head * p.lse_head_stride];
+    result = {lse * log2_e, sum - d_lse};
+  }
+  if (lane == 0) p.rows[static_cast<std::int64_t>(head) * p.padded_queries + row] = result;
+}
+
+/// d_sink = -sum over rows of exp(sink - lse) delta, in an order that depends on nothing. Grid: one
+/// cta of 256 threads for each head.
+inline __global__ void __launch_bounds__(256)
+    backward_sink_kernel(const __grid_constant__ backward_parameters p) {
+  constexpr float log2_e = 1.4426950408889634F;
+  __shared__ float sums[256];
+  const int head = static_cast<int>(blockIdx.x);
+  const int thread = static_cast<int>(threadIdx.x);
+  const float sink = p.sink_logits[head];
+  float sum = 0;
+  if (sink != -INFINITY) {
+    const float2* const rows = p.rows + static_cast<std::int64_t>(head) * p.padded_queries;
+    for (int row = thread; row < p.query_tokens; row += 256) {
+      sum -= exp2f(sink * log2_e - rows[row].x) * rows[row].y;
+    }
+  }
+  sums[thread] = sum;
+  for (int half = 128; half > 0; half /= 2) {
+    __syncthreads();
+    if (thread < half) sums[thread] += sums[thread + half];
+  }
+  if (thread == 0) p.d_sink_logits[head] = sums[0];
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
