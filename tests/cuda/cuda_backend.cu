@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include "cuda/cuda_backend.hpp"
 
+#include <blockattn/cuda/backward.cuh>
 #include <blockattn/cuda/forward.cuh>
 #include <stdexcept>
 
@@ -117,10 +118,44 @@ constexpr tile_shape coarse_tile_shape_for(index_t head_dim, index_t value_dim) 
 }
 
 /// The plans of masks in the tiles that the kernels take.
-std::vector<tile_plan> make_plans(const head_masks& masks, const tile_shape& shape) {
+std::vector<tile_plan> make_plans(const head_masks& masks,
+                                  const tile_shape& shape,
+                                  const plan_options& options = {}) {
   std::vector<tile_plan> plans;
-  for (const attention_mask& mask : masks.masks) plans.push_back(make_tile_plan(mask, shape));
+  for (const attention_mask& mask : masks.masks) {
+    plans.push_back(make_tile_plan(mask, shape, options));
+  }
   return plans;
+}
+
+template <class T>
+heads_view<T> as_heads(std::span<T> values) {
+  return token_major(values.data(), 1, static_cast<index_t>(values.size()), 1);
+}
+
+/// Uploads the plans of masks, calls `enqueue(plan, workspace, stream)` with a workspace of
+/// `size_of(plan)` bytes that hold NaN, waits, and sees that nothing was written behind it.
+template <class SizeOf, class Enqueue>
+void run_on_device(const std::vector<tile_plan>& plans,
+                   const std::vector<index_t>& head_to_mask,
+                   index_t query_heads,
+                   const SizeOf& size_of,
+                   const Enqueue& enqueue) {
+  cudaStream_t stream = nullptr;
+  require_success(cudaStreamCreate(&stream), "cudaStreamCreate");
+  {
+    const cuda::owned_device_plan plan(plan_set(plans, head_to_mask), query_heads, stream);
+    const auto size = static_cast<std::size_t>(size_of(plan.plan()));
+    constexpr std::size_t canary = 1024;
+    const device_bytes workspace(size + canary);
+    enqueue(plan.plan(), workspace.span().first(size), stream);
+    require_success(cudaStreamSynchronize(stream), "the call");
+    const std::vector<std::byte> after = workspace.read();
+    if (std::count(after.end() - canary, after.end(), std::byte{0xff}) != canary) {
+      throw std::runtime_error("the device wrote behind its workspace");
+    }
+  }
+  require_success(cudaStreamDestroy(stream), "cudaStreamDestroy");
 }
 
 }  // namespace
@@ -141,38 +176,26 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   const tensor_image<const V> v(arguments.v);
   const tensor_image<O> o(arguments.o);
   const tensor_image<float> lse(as_heads(arguments.lse));
-  const tensor_image<const float> sinks(token_major(
-      arguments.sink_logits.data(), 1, static_cast<index_t>(arguments.sink_logits.size()), 1));
-  const index_t heads = arguments.q.heads;
+  const tensor_image<const float> sinks(as_heads(arguments.sink_logits));
   const auto shape_for =
       masks.shapes[0].queries % 2 == 1 ? cuda::fine_tile_shape_for : coarse_tile_shape_for;
-  const std::vector<tile_plan> plans =
-      make_plans(masks, shape_for(arguments.q.head_dim, arguments.v.head_dim));
-
-  cudaStream_t stream = nullptr;
-  require_success(cudaStreamCreate(&stream), "cudaStreamCreate");
-  {
-    const cuda::owned_device_plan plan(plan_set(plans, masks.head_to_mask), heads, stream);
-    const index_t size =
-        cuda::forward_workspace_size(plan.plan(), arguments.q.head_dim, arguments.v.head_dim);
-    constexpr std::size_t canary = 1024;
-    const device_bytes workspace(static_cast<std::size_t>(size) + canary);
-    cuda::forward(
-        forward_arguments<Q, K, V, O>{
-            .q = q.view(),
-            .k = k.view(),
-            .v = v.view(),
-            .o = o.view(),
-            .lse = as_lse(lse.view(), arguments.lse),
-            .sink_logits = {sinks.view().data, arguments.sink_logits.size()}},
-        plan.plan(), options, workspace.span().first(static_cast<std::size_t>(size)), stream);
-    require_success(cudaStreamSynchronize(stream), "cuda::forward");
-    const std::vector<std::byte> after = workspace.read();
-    if (std::count(after.end() - canary, after.end(), std::byte{0xff}) != canary) {
-      throw std::runtime_error("the device wrote behind its workspace");
-    }
-  }
-  require_success(cudaStreamDestroy(stream), "cudaStreamDestroy");
+  const index_t head_dim = arguments.q.head_dim;
+  const index_t value_dim = arguments.v.head_dim;
+  run_on_device(
+      make_plans(masks, shape_for(head_dim, value_dim)), masks.head_to_mask, arguments.q.heads,
+      [&](const cuda::device_plan& plan) {
+        return cuda::forward_workspace_size(plan, head_dim, value_dim);
+      },
+      [&](const cuda::device_plan& plan, std::span<std::byte> workspace, cudaStream_t stream) {
+        cuda::forward(forward_arguments<Q, K, V, O>{.q = q.view(),
+                                                    .k = k.view(),
+                                                    .v = v.view(),
+                                                    .o = o.view(),
+                                                    .lse = as_lse(lse.view(), arguments.lse),
+                                                    .sink_logits = {sinks.view().data,
+                                                                    arguments.sink_logits.size()}},
+                      plan, options, workspace, stream);
+      });
   q.bring_back();
   k.bring_back();
   v.bring_back();
@@ -190,6 +213,74 @@ BLOCKATTN_TEST_FORWARD(float16, float16)
 BLOCKATTN_TEST_FORWARD(float16, float)
 BLOCKATTN_TEST_FORWARD(float16, bfloat16)
 #undef BLOCKATTN_TEST_FORWARD
+
+template <class... Types>
+void cuda_backend::backward(const backward_arguments<Types...>& arguments,
+                            const head_masks& masks,
+                            const attention_options& options) const {
+  const auto& a = arguments;
+  const tensor_image q(a.q);
+  const tensor_image k(a.k);
+  const tensor_image v(a.v);
+  const tensor_image o(a.o);
+  const tensor_image d_o(a.d_o);
+  const tensor_image lse(as_heads(a.lse));
+  const tensor_image d_lse(as_heads(a.d_lse));
+  const tensor_image sinks(as_heads(a.sink_logits));
+  const tensor_image d_q(a.d_q);
+  const tensor_image d_k(a.d_k);
+  const tensor_image d_v(a.d_v);
+  const tensor_image d_sinks(as_heads(a.d_sink_logits));
+  run_on_device(
+      make_plans(masks, cuda::backward_tile_shape(), {.transposed = true}), masks.head_to_mask,
+      a.q.heads, cuda::backward_workspace_size,
+      [&](const cuda::device_plan& plan, std::span<std::byte> workspace, cudaStream_t stream) {
+        cuda::backward(
+            backward_arguments<Types...>{
+                .q = q.view(),
+                .k = k.view(),
+                .v = v.view(),
+                .o = o.view(),
+                .lse = as_lse(lse.view(), a.lse),
+                .d_o = d_o.view(),
+                .d_q = d_q.view(),
+                .d_k = d_k.view(),
+                .d_v = d_v.view(),
+                .d_lse = as_lse(d_lse.view(), a.d_lse),
+                .sink_logits = {sinks.view().data, a.sink_logits.size()},
+                .d_sink_logits = {d_sinks.view().data, a.d_sink_logits.size()}},
+            plan, options, workspace, stream);
+      });
+  const auto bring_back = [](const auto&... images) { (images.bring_back(), ...); };
+  bring_back(q, k, v, o, d_o, lse, d_lse, sinks, d_q, d_k, d_v, d_sinks);
+}
+
+template void cuda_backend::backward(
+    const backward_arguments<bfloat16, bfloat16, bfloat16, bfloat16, bfloat16, bfloat16, bfloat16>&,
+    const head_masks&,
+    const attention_options&) const;
+template void cuda_backend::backward(
+    const backward_arguments<bfloat16, bfloat16, bfloat16, bfloat16, float, float, float>&,
+    const head_masks&,
+    const attention_options&) const;
+template void cuda_backend::backward(
+    const backward_arguments<float16, float16, float16, float16, float16, float16, float16>&,
+    const head_masks&,
+    const attention_options&) const;
+
+void refused_backward(const backward_arguments<bfloat16>& arguments,
+                      const plan_set& plans,
+                      index_t query_heads,
+                      const attention_options& options) {
+  const cuda::detail::plan_packer packer(plans, query_heads);
+  const cuda::device_plan plan =
+      cuda::detail::device_plan_access::describe(packer, plans, query_heads, nullptr);
+  try {
+    cuda::detail::check_backward_call("", arguments, plan, options);
+  } catch (const error&) {
+    cuda::backward(arguments, plan, options, {}, nullptr);
+  }
+}
 
 void refused_forward(const forward_arguments<bfloat16>& arguments,
                      const plan_set& plans,

@@ -1,6 +1,8 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/attention/backward_arguments.hpp>
+
 #include "support/attention_case.hpp"
 #include "support/catch.hpp"
 #include "support/unit_roundoff.hpp"
@@ -32,7 +34,13 @@ struct cuda_backend {
                const head_masks& masks,
                const attention_options& options = {}) const;
 
-  /// Rounding of softmax weights in the product with values.
+  /// The same of `cuda::backward`, for types that are all equal, and gradients that are float.
+  template <class... Types>
+  void backward(const backward_arguments<Types...>& arguments,
+                const head_masks& masks,
+                const attention_options& options = {}) const;
+
+  /// Rounding of softmax weights, and of their gradients, in products.
   template <class V>
   static constexpr double weight_roundoff = unit_roundoff<V>();
 };
@@ -42,6 +50,12 @@ void refused_forward(const forward_arguments<bfloat16>& arguments,
                      const plan_set& plans,
                      index_t query_heads,
                      const attention_options& options = {});
+
+/// The same of `cuda::backward`.
+void refused_backward(const backward_arguments<bfloat16>& arguments,
+                      const plan_set& plans,
+                      index_t query_heads,
+                      const attention_options& options = {});
 
 /// `cuda::device_plan_size`.
 index_t device_plan_size(const plan_set& plans, index_t query_heads);

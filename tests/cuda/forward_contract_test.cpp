@@ -1,4 +1,5 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include "cuda/as_bf16.hpp"
 #include "cuda/cuda_backend.hpp"
 #include "support/forward_errors.hpp"
 #include "support/forward_oracle.hpp"
@@ -30,25 +31,6 @@ attention_case rich_case() {
   c.q.offset = c.v.offset = c.o.offset = 1;
   c.k.head_major = c.lse.head_major = true;
   return c;
-}
-
-/// The same arguments over memory that is called bf16: for calls that are refused.
-forward_arguments<bfloat16> as_bf16(const forward_arguments<float>& a) {
-  const auto in = [](const heads_view<const float>& view) {
-    return heads_view<const bfloat16>{reinterpret_cast<const bfloat16*>(view.data),
-                                      view.tokens,
-                                      view.heads,
-                                      view.head_dim,
-                                      view.token_stride,
-                                      view.head_stride};
-  };
-  return {.q = in(a.q),
-          .k = in(a.k),
-          .v = in(a.v),
-          .o = {reinterpret_cast<bfloat16*>(a.o.data), a.o.tokens, a.o.heads, a.o.head_dim,
-                a.o.token_stride, a.o.head_stride},
-          .lse = a.lse,
-          .sink_logits = a.sink_logits};
 }
 
 std::vector<bfloat16> ones(index_t count) {

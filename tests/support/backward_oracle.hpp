@@ -60,15 +60,17 @@ struct expected_gradient {
 ///   weight  e_p = p (e_s + u (8 + 4 |s| + 4 |lse|))
 ///   d_s     p (e(d_o . v) + e(d_o . o)) + (e_p + 4 u p) |d_o . v - delta|, and with softcap the
 ///           change of 1 - t^2 when t is off by e_s / softcap + 4 u
-/// which d_q, d_k and d_v sum over pairs, with the error of these sums themselves.
+/// which d_q, d_k and d_v sum over pairs, with the error of these sums themselves. A backend that
+/// rounds weights and d_s before it multiplies them adds that rounding.
 template <class Q, class K, class V, class O, class DQ = Q, class DK = K, class DV = V>
 class backward_oracle {
  public:
   using tensors_type = backward_tensors<Q, K, V, O, DQ, DK, DV>;
   using C = typename tensors_type::C;
 
-  backward_oracle(tensors_type& tensors, const attention_case& c)
+  backward_oracle(tensors_type& tensors, const attention_case& c, double weight_roundoff = 0)
       : c_(c),
+        weight_roundoff_(weight_roundoff),
         q_(to_fp64(tensors.in.q.view())),
         k_(to_fp64(tensors.in.k.view())),
         v_(to_fp64(tensors.in.v.view())),
@@ -191,12 +193,16 @@ class backward_oracle {
         const double e_x =
             std::abs(scale) *
             (bend * (p * (e_dp + e_delta) + (e_p + 4 * u * p) * off) + p * off * e_bend);
+        // Rounded to 16 bits, in fp16 perhaps below its normal numbers.
+        const double smallest = weight_roundoff_ > 0 ? 0x1p-25 : 0;
+        const double r_x = weight_roundoff_ * d_x + smallest * std::abs(scale);
+        const double r_p = weight_roundoff_ * p + smallest;
         for (index_t x = 0; x < d; ++x) {
-          d_q_.bound_at(i, h, x) += (e_x + over_keys * d_x) * std::abs(k[x]);
-          d_k_.bound_at(j, kv, x) += (e_x + over_queries * d_x) * std::abs(q[x]);
+          d_q_.bound_at(i, h, x) += (e_x + r_x + over_keys * d_x) * std::abs(k[x]);
+          d_k_.bound_at(j, kv, x) += (e_x + r_x + over_queries * d_x) * std::abs(q[x]);
         }
         for (index_t x = 0; x < value_dim; ++x) {
-          d_v_.bound_at(j, kv, x) += (e_p + over_queries * p) * std::abs(d_o[x]);
+          d_v_.bound_at(j, kv, x) += (e_p + r_p + over_queries * p) * std::abs(d_o[x]);
         }
       }
     }
@@ -214,6 +220,7 @@ class backward_oracle {
   }
 
   const attention_case& c_;
+  double weight_roundoff_;
   std::vector<double> q_, k_, v_, o_, d_o_;
   std::vector<double> lse_, d_lse_;  ///< (query_tokens, query_heads)
   std::vector<double> sink_logits_;
@@ -222,7 +229,8 @@ class backward_oracle {
 
 /// One backward call of a backend against the reference: right results, margins untouched. A
 /// backend is anything with
-///   backward(backward_arguments, head_masks, attention_options) const.
+///   backward(backward_arguments, head_masks, attention_options) const;
+/// one that rounds what it multiplies says so by weight_roundoff<V>.
 template <class Q,
           class K,
           class V,
@@ -235,7 +243,12 @@ void check_backward_case(const Backend& backend, const attention_case& c) {
   INFO(c.describe());
   backward_tensors<Q, K, V, O, DQ, DK, DV> tensors(c);
   backend.backward(tensors.arguments(), c.masks, c.options);
-  CHECK(backward_oracle<Q, K, V, O, DQ, DK, DV>(tensors, c).first_difference(tensors) == "");
+  double weight_roundoff = 0;
+  if constexpr (requires { Backend::template weight_roundoff<V>; }) {
+    weight_roundoff = Backend::template weight_roundoff<V>;
+  }
+  const backward_oracle<Q, K, V, O, DQ, DK, DV> oracle(tensors, c, weight_roundoff);
+  CHECK(oracle.first_difference(tensors) == "");
   CHECK(tensors.margins_untouched());
 }
 

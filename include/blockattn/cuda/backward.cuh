@@ -17,9 +17,9 @@ namespace detail {
 
 template <class Q, class K, class V, class O, class DQ, class DK, class DV>
 constexpr void check_backward_storage() {
-  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V> &&
-                    format_of<V> == format_of<O>,
-                "cuda::backward: q, k, v, o and d_o must have one storage format, bf16 or fp16");
+  static_assert(
+      format_of<Q> == format_of<K> && format_of<K> == format_of<V> && format_of<V> == format_of<O>,
+      "cuda::backward: q, k, v, o and d_o must have one storage format, bf16 or fp16");
   static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
                 "cuda::backward: q, k, v, o and d_o must be bf16 or fp16, not fp32 or fp64");
 }
@@ -112,11 +112,11 @@ template <storage_format Format, class Tuning>
 void launch_backward(const char* function, const backward_parameters& p, cudaStream_t stream) {
   const auto launch = [&](auto kernel, const dim3& grid, int threads, int shared_bytes) {
     if (grid.x == 0 || grid.y == 0) return;
-    require_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         shared_bytes),
-                    function, "reserving shared memory");
-    kernel<<<grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes), stream>>>(
-        p);
+    require_success(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        function, "reserving shared memory");
+    kernel<<<grid, static_cast<unsigned>(threads), static_cast<std::size_t>(shared_bytes),
+             stream>>>(p);
     require_success(cudaGetLastError(), function, "a launch");
   };
   const auto heads = static_cast<unsigned>(p.query_heads);
@@ -129,7 +129,7 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
          key_cta::threads, key_cta::shared_bytes);
   launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), query_cta::threads,
          query_cta::shared_bytes);
-  if (p.d_sink_logits != nullptr) launch(backward_sink_kernel, dim3(heads), 256, 0);
+  if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
 
 }  // namespace detail

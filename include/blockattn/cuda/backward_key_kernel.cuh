@@ -120,11 +120,9 @@ class backward_key_cta {
     float gradients[tiles][4];
     multiply_rows<Format, columns>(gradients, shared_ + tile_bytes + warp_row * tile::row_bytes,
                                    queries + tile_bytes, chunks);
-    const float2* const statistics =
-        statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
-    weights_and_gradients(p_, scores, gradients, [statistics](int i, int n) {
-      return statistics[8 * n + i % 2];
-    });
+    const float2* const statistics = statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
+    weights_and_gradients(p_, scores, gradients,
+                          [statistics](int i, int n) { return statistics[8 * n + i % 2]; });
     add_product<Format, columns>(d_v_, scores, queries + tile_bytes, chunks);
     add_product<Format, columns>(d_k_, gradients, queries, chunks);
   }

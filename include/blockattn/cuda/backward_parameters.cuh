@@ -26,11 +26,8 @@ struct gradient_rows {
   int head_dim;
 
   /// Stores two neighbouring values of a row, each rounded once.
-  __device__ __forceinline__ void store(std::int64_t token,
-                                        std::int64_t head,
-                                        int column,
-                                        float first,
-                                        float second) const {
+  __device__ __forceinline__ void store(
+      std::int64_t token, std::int64_t head, int column, float first, float second) const {
     if (column >= head_dim) return;
     const std::int64_t at = token * token_stride + head * head_stride + column;
     if (format == storage_format::fp32) {
@@ -63,7 +60,7 @@ struct backward_parameters {
   const std::int32_t* plan_of_head;
   int query_tokens, key_tokens, query_heads, kv_heads;
   int padded_queries;
-  int group;  ///< query heads for each kv head
+  int group;             ///< query heads for each kv head
   float scale;           ///< of scores
   float exponent;        ///< weight = 2^(exponent x - lse), x = q.k or its softened form
   float softcap_factor;  ///< x = tanh(softcap_factor q.k); 0 = none
@@ -84,8 +81,7 @@ __device__ __forceinline__ void weights_and_gradients(const backward_parameters&
       const float2 statistics = row(i, n);
       const float x = scores[n][i];
       const bool visible = x != -INFINITY;
-      const float weight =
-          visible ? exp2_approximate(fmaf(x, p.exponent, -statistics.x)) : 0.0F;
+      const float weight = visible ? exp2_approximate(fmaf(x, p.exponent, -statistics.x)) : 0.0F;
       float gradient = weight * (gradients[n][i] - statistics.y);
       if (p.softcap_factor != 0) gradient *= 1 - x * x;
       scores[n][i] = weight;

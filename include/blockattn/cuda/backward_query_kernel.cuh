@@ -117,7 +117,8 @@ __global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor
   extern __shared__ __align__(1024) unsigned char shared[];
   const int head = static_cast<int>(blockIdx.x) % parameters.query_heads;
   const int rank = static_cast<int>(blockIdx.x) / parameters.query_heads;
-  const plan_lists& lists = parameters.lists[parameters.plan_of_head[head] * list_kinds + query_lists];
+  const plan_lists& lists =
+      parameters.lists[parameters.plan_of_head[head] * list_kinds + query_lists];
   backward_query_cta<Format, Tuning>(parameters, shared).run(lists, lists.order[rank], head);
 }
 

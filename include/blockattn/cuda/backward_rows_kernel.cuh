@@ -18,7 +18,8 @@ __device__ __forceinline__ float widen(std::uint16_t bits) {
 }
 
 /// Pass 3 of reference::backward for every query row: lse in base 2 and
-/// delta = d_o . o - d_lse. One warp for each row; grid: (padded rows / 8, query heads), 256 threads.
+/// delta = d_o . o - d_lse. One warp for each row; grid: (padded rows / 8, query heads), 256
+/// threads.
 template <storage_format Format>
 __global__ void __launch_bounds__(256)
     backward_rows_kernel(const __grid_constant__ backward_parameters p) {
@@ -37,9 +38,9 @@ __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, apart);
-    const float d_lse = p.d_lse != nullptr ? p.d_lse[row * p.d_lse_token_stride +
-                                                     head * p.d_lse_head_stride]
-                                           : 0.0F;
+    const float d_lse = p.d_lse != nullptr
+                            ? p.d_lse[row * p.d_lse_token_stride + head * p.d_lse_head_stride]
+                            : 0.0F;
     const float lse = p.lse[row * p.lse_token_stride + head * p.lse_head_stride];
     result = {lse * log2_e, sum - d_lse};
   }
@@ -47,23 +48,24 @@ __global__ void __launch_bounds__(256)
 }
 
 /// d_sink = -sum over rows of exp(sink - lse) delta, in an order that depends on nothing. Grid: one
-/// cta of 256 threads for each head.
-inline __global__ void __launch_bounds__(256)
+/// cta for each head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
     backward_sink_kernel(const __grid_constant__ backward_parameters p) {
   constexpr float log2_e = 1.4426950408889634F;
-  __shared__ float sums[256];
+  __shared__ float sums[Threads];
   const int head = static_cast<int>(blockIdx.x);
   const int thread = static_cast<int>(threadIdx.x);
   const float sink = p.sink_logits[head];
   float sum = 0;
   if (sink != -INFINITY) {
     const float2* const rows = p.rows + static_cast<std::int64_t>(head) * p.padded_queries;
-    for (int row = thread; row < p.query_tokens; row += 256) {
+    for (int row = thread; row < p.query_tokens; row += Threads) {
       sum -= exp2f(sink * log2_e - rows[row].x) * rows[row].y;
     }
   }
   sums[thread] = sum;
-  for (int half = 128; half > 0; half /= 2) {
+  for (int half = Threads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (thread < half) sums[thread] += sums[thread + half];
   }

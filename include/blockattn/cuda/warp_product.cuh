@@ -60,10 +60,10 @@ __device__ __forceinline__ void add_product(float (&sum)[Columns / 8][4],
   for (int step = 0; step < Tiles / 2; ++step) {
     const auto& low = a[2 * step];
     const auto& high = a[2 * step + 1];
-    const std::uint32_t left[4] = {
-        tensor_operand<Format>::pack(low[0], low[1]), tensor_operand<Format>::pack(low[2], low[3]),
-        tensor_operand<Format>::pack(high[0], high[1]),
-        tensor_operand<Format>::pack(high[2], high[3])};
+    const std::uint32_t left[4] = {tensor_operand<Format>::pack(low[0], low[1]),
+                                   tensor_operand<Format>::pack(low[2], low[3]),
+                                   tensor_operand<Format>::pack(high[0], high[1]),
+                                   tensor_operand<Format>::pack(high[2], high[3])};
 #pragma unroll
     for (int n = 0; n < Columns / 8; n += 2) {
       std::uint32_t right[4];
