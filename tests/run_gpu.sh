@@ -64,7 +64,7 @@ host=(g++ -std=c++20 -O2)
 compile tests/support/main.cpp "${host[@]}"
 compile tests/cuda/cuda_backend.cu "${cuda[@]}"
 for source in tests/cuda/*_test.cpp; do compile "$source" "${host[@]}"; done
-"${cuda[@]}" -Iinclude benchmarks/cuda/forward_benchmark.cu -o "$build/forward_benchmark" -lcublas &
+"${cuda[@]}" -Iinclude benchmarks/cuda/attention_benchmark.cu -o "$build/attention_benchmark" -lcublas &
 jobs+=($!)
 for job in "${jobs[@]}"; do wait "$job"; done
 "$nvcc" "-arch=$architecture" "${objects[@]}" -o "$build/test_cuda" "${libraries[@]}"
@@ -81,5 +81,5 @@ if [ -z "$quick" ]; then
 fi
 
 echo "== figures"
-"$build/forward_benchmark"
+"$build/attention_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi

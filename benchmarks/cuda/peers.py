@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
-"""What PyTorch reaches on the shapes of forward_benchmark.cu: the backends of scaled_dot_product_attention on the causal
+"""What PyTorch reaches on the shapes of attention_benchmark.cu: the backends of scaled_dot_product_attention on the causal
 ones, FlexAttention on all. Prints TFLOP/s of visible pairs; needs torch and a CUDA device."""
 
 import statistics

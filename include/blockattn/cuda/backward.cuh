@@ -2,8 +2,7 @@
 #pragma once
 
 #include <blockattn/attention/backward_checks.hpp>
-#include <blockattn/cuda/backward_key_kernel.cuh>
-#include <blockattn/cuda/backward_query_kernel.cuh>
+#include <blockattn/cuda/backward_kernel.cuh>
 #include <blockattn/cuda/backward_rows_kernel.cuh>
 #include <blockattn/cuda/forward.cuh>
 
@@ -56,7 +55,7 @@ void check_backward_call(const char* function,
   require(plan.has_transposed(), function,
           ": the plan has no transposed tile lists; build it with {.transposed = true}");
   constexpr index_t most = std::numeric_limits<int>::max();
-  const index_t tiles = ceil_divide(std::max(a.q.tokens, a.k.tokens), 64);
+  const index_t tiles = ceil_divide(a.q.tokens, 64) + ceil_divide(a.k.tokens, 64);
   require(tiles * a.q.heads <= most, function, ": ", tiles, " tiles x ", a.q.heads,
           " heads are more than a launch takes");
 }
@@ -102,8 +101,9 @@ backward_parameters backward_parameters_of(const backward_arguments<Types...>& a
   constexpr double log2_e = 1.4426950408889634;
   const double scale = blockattn::detail::resolved_scale(options, a.q.head_dim);
   p.scale = static_cast<float>(scale);
-  p.exponent = static_cast<float>((options.softcap > 0 ? options.softcap : scale) * log2_e);
+  // A scale so small that fp32 holds scale / softcap as 0 leaves scores that no cap bends.
   p.softcap_factor = options.softcap > 0 ? static_cast<float>(scale / options.softcap) : 0.0F;
+  p.exponent = static_cast<float>((p.softcap_factor != 0 ? options.softcap : scale) * log2_e);
   return p;
 }
 
@@ -122,13 +122,10 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
   const auto heads = static_cast<unsigned>(p.query_heads);
   const auto query_tiles = static_cast<unsigned>(p.padded_queries / Tuning::side);
   const auto key_tiles = static_cast<unsigned>(ceil_divide(p.key_tokens, Tuning::side));
-  using query_cta = backward_query_cta<Format, Tuning>;
-  using key_cta = backward_key_cta<Format, Tuning>;
   launch(backward_rows_kernel<Format>, dim3(query_tiles * Tuning::side / 8, heads), 256, 0);
-  launch(backward_key_kernel<Format, Tuning>, dim3(key_tiles * static_cast<unsigned>(p.kv_heads)),
-         key_cta::threads, key_cta::shared_bytes);
-  launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), query_cta::threads,
-         query_cta::shared_bytes);
+  launch(backward_kernel<Format, Tuning>,
+         dim3(query_tiles * heads + key_tiles * static_cast<unsigned>(p.kv_heads)),
+         Tuning::warps * 32, backward_shared_bytes<Format, Tuning>);
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
 
@@ -150,7 +147,7 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
 /// dims: multiples of 8 up to 128, k and v may differ.
 ///
-/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
+/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by ctas of their
 /// own, seven products for each pair of tiles instead of five, without atomic additions. Keys that
 /// no row sees get gradients 0; neither they nor queries that see nothing need hold numbers.
 ///

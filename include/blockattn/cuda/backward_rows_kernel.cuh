@@ -17,6 +17,15 @@ __device__ __forceinline__ float widen(std::uint16_t bits) {
   }
 }
 
+/// a0 b0 + a1 b1 for two pairs of stored values.
+template <storage_format Format>
+__device__ __forceinline__ float product_of_pairs(std::uint32_t a, std::uint32_t b) {
+  const auto low = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair); };
+  const auto high = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair >> 16); };
+  return fmaf(widen<Format>(low(a)), widen<Format>(low(b)),
+              widen<Format>(high(a)) * widen<Format>(high(b)));
+}
+
 /// Pass 3 of reference::backward for every query row: lse in base 2 and
 /// delta = d_o . o - d_lse. One warp for each row; grid: (padded rows / 8, query heads), 256
 /// threads.
@@ -33,8 +42,17 @@ __global__ void __launch_bounds__(256)
     const std::uint16_t* const o = p.o.row(row, head);
     const std::uint16_t* const d_o = p.d_o.row(row, head);
     float sum = 0;
-    for (int t = lane; t < p.o.head_dim; t += 32) {
-      sum = fmaf(widen<Format>(o[t]), widen<Format>(d_o[t]), sum);
+    if (p.o.vectors && p.d_o.vectors) {
+      const int chunk = lane * 4;  // four values each: all of a row at once
+      if (chunk < p.o.head_dim) {
+        const uint2 a = *reinterpret_cast<const uint2*>(o + chunk);
+        const uint2 b = *reinterpret_cast<const uint2*>(d_o + chunk);
+        sum = product_of_pairs<Format>(a.x, b.x) + product_of_pairs<Format>(a.y, b.y);
+      }
+    } else {
+      for (int t = lane; t < p.o.head_dim; t += 32) {
+        sum = fmaf(widen<Format>(o[t]), widen<Format>(d_o[t]), sum);
+      }
     }
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffU, sum, apart);

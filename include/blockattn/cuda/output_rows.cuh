@@ -63,7 +63,7 @@ __device__ __forceinline__ float finish_row(const output_rows& out,
     const float kept = exp2f(row.max_log2 - largest);
     const float total = row.sum * kept + exp2f(sink * log2_e - largest);
     factor = kept / total;
-    lse = (largest + log2f(total)) * ln_2;
+    lse = fmaf(largest, ln_2, logf(total));
   }
   if (writes_lse && out.lse != nullptr) {
     out.lse[token * out.lse_token_stride + head * out.lse_head_stride] = lse;

@@ -7,8 +7,7 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// d_q of one query tile in one head: three products for each key tile, d_q in registers. Grid:
-/// query tiles x query heads, those with most tiles first; dynamic shared memory: `shared_bytes`.
+/// d_q of one query tile in one head: three products for each key tile, d_q in registers.
 template <storage_format Format, class Tuning>
 class backward_query_cta {
  public:
@@ -110,16 +109,5 @@ class backward_query_cta {
   std::uint32_t shared_;  ///< queries, d_o, then stages of keys and values
   walk_state& walk_state_;
 };
-
-template <storage_format Format, class Tuning>
-__global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
-    backward_query_kernel(const __grid_constant__ backward_parameters parameters) {
-  extern __shared__ __align__(1024) unsigned char shared[];
-  const int head = static_cast<int>(blockIdx.x) % parameters.query_heads;
-  const int rank = static_cast<int>(blockIdx.x) / parameters.query_heads;
-  const plan_lists& lists =
-      parameters.lists[parameters.plan_of_head[head] * list_kinds + query_lists];
-  backward_query_cta<Format, Tuning>(parameters, shared).run(lists, lists.order[rank], head);
-}
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

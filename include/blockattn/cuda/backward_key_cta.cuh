@@ -10,8 +10,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 /// d_k and d_v of one key tile in one kv head: four products for each query tile of each query head
 /// of the group, in order, with both gradients in registers. Scores are formed transposed, a row
 /// for each key, so that weights and their gradients are left operands without a detour through
-/// shared memory. Grid: key tiles x kv heads, those with most tiles first; dynamic shared memory:
-/// `shared_bytes`.
+/// shared memory.
 template <storage_format Format, class Tuning>
 class backward_key_cta {
  public:
@@ -133,25 +132,5 @@ class backward_key_cta {
   float d_k_[columns / 8][4] = {};
   float d_v_[columns / 8][4] = {};
 };
-
-__device__ __forceinline__ int kv_head_of_cta(const backward_parameters& p) {
-  return static_cast<int>(blockIdx.x) % p.kv_heads;
-}
-
-/// In the order of the plan of the group's first head.
-__device__ __forceinline__ int key_tile_of_cta(const backward_parameters& p) {
-  const int plan = p.plan_of_head[kv_head_of_cta(p) * p.group];
-  return p.lists[plan * list_kinds + key_lists].order[static_cast<int>(blockIdx.x) / p.kv_heads];
-}
-
-template <storage_format Format, class Tuning>
-__global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
-    backward_key_kernel(const __grid_constant__ backward_parameters parameters) {
-  extern __shared__ __align__(1024) unsigned char shared[];
-  backward_key_cta<Format, Tuning> cta(parameters, shared);
-  cta.add(key_tile_of_cta(parameters), kv_head_of_cta(parameters));
-  // Looked up again: kept over the loops, they would cost registers that the products need.
-  cta.write(key_tile_of_cta(parameters), kv_head_of_cta(parameters));
-}
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
