@@ -48,35 +48,49 @@ done
 architecture=sm_$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 echo "== $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1), $architecture, $("$nvcc" --version | tail -n 1)"
 
-# One object for each source, side by side: source, then the compiler and its options.
-objects=()
+# Waits for the jobs that `start` has begun; fails when one of them does.
 jobs=()
-compile() {
-  local source=$1 object
-  shift
-  object=$build/$(tr / _ <<<"$source").o
-  objects+=("$object")
-  "$@" "${includes[@]}" -c "$source" -o "$object" &
+start() {
+  "$@" &
   jobs+=($!)
 }
-cuda=("$nvcc" -std=c++20 -O3 -lineinfo "-arch=$architecture")
-host=(g++ -std=c++20 -O2)
-compile tests/support/main.cpp "${host[@]}"
-compile tests/cuda/cuda_backend.cu "${cuda[@]}"
-for source in tests/cuda/*_test.cpp; do compile "$source" "${host[@]}"; done
-"${cuda[@]}" -Iinclude benchmarks/cuda/attention_benchmark.cu -o "$build/attention_benchmark" -lcublas &
-jobs+=($!)
-for job in "${jobs[@]}"; do wait "$job"; done
-"$nvcc" "-arch=$architecture" "${objects[@]}" -o "$build/test_cuda" "${libraries[@]}"
+finish() {
+  local job
+  for job in "${jobs[@]}"; do wait "$job"; done
+  jobs=()
+}
 
+cuda=("$nvcc" -std=c++20 -O3 -lineinfo "-arch=$architecture" "${includes[@]}")
+host=(g++ -std=c++20 -O2 "${includes[@]}")
+start "${host[@]}" -c tests/support/main.cpp -o "$build/main.o"
+start "${cuda[@]}" -c tests/cuda/cuda_backend.cu -o "$build/cuda_backend.o"
+tests=()
+for source in tests/cuda/*_test.cpp; do
+  tests+=("$build/$(basename "$source" .cpp)")
+  start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
+done
+start "${cuda[@]}" benchmarks/cuda/attention_benchmark.cu -o "$build/attention_benchmark" -lcublas
+finish
+for test in "${tests[@]}"; do
+  start "$nvcc" "-arch=$architecture" "$test.o" "$build/main.o" "$build/cuda_backend.o" -o "$test" "${libraries[@]}"
+done
+finish
+
+# Side by side too: most of their time goes into references on the CPU.
 echo "== tests"
-"$build/test_cuda"
+run_test() {
+  "$1" >"$1.log" 2>&1 || { cat "$1.log"; return 1; }
+  echo "$(basename "$1"): $(tail -n 2 "$1.log" | head -n 1)"
+}
+for test in "${tests[@]}"; do start run_test "$test"; done
+finish
 
 if [ -z "$quick" ]; then
-  small="cuda::forward equals the reference when it cuts rows of tiles,cuda 1. keys that no row sees may hold anything"
   for tool in memcheck racecheck; do
     echo "== compute-sanitizer $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/test_cuda" "$small"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_test" "cuda::forward equals the reference when it cuts rows of tiles"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_contract_test" "cuda 1. keys that no row sees may hold anything"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/backward_test" "cuda::backward equals the reference over several blocks and heads"
   done
 fi
 

@@ -123,9 +123,10 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
   const auto query_tiles = static_cast<unsigned>(p.padded_queries / Tuning::side);
   const auto key_tiles = static_cast<unsigned>(ceil_divide(p.key_tokens, Tuning::side));
   launch(backward_rows_kernel<Format>, dim3(query_tiles * Tuning::side / 8, heads), 256, 0);
-  launch(backward_kernel<Format, Tuning>,
-         dim3(query_tiles * heads + key_tiles * static_cast<unsigned>(p.kv_heads)),
-         Tuning::warps * 32, backward_shared_bytes<Format, Tuning>);
+  launch(backward_key_kernel<Format, Tuning>, dim3(key_tiles * static_cast<unsigned>(p.kv_heads)),
+         Tuning::warps * 32, backward_key_cta<Format, Tuning>::shared_bytes);
+  launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), Tuning::warps * 32,
+         backward_query_cta<Format, Tuning>::shared_bytes);
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
 
@@ -147,7 +148,7 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
 /// dims: multiples of 8 up to 128, k and v may differ.
 ///
-/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by ctas of their
+/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
 /// own, seven products for each pair of tiles instead of five, without atomic additions. Keys that
 /// no row sees get gradients 0; neither they nor queries that see nothing need hold numbers.
 ///

@@ -6,8 +6,8 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// Which key tile and kv head cta number `number` of those for keys takes: in the order of the plan
-/// of the group's first head, most tiles first.
+/// Which key tile and kv head cta `number` takes: in the order of the plan of the group's first
+/// head, most tiles first.
 struct key_work {
   int kv_head;
   int key_tile;
@@ -19,34 +19,31 @@ struct key_work {
   }
 };
 
-/// All gradients but those of sink logits. Grid: query tiles x query heads, which may have very
-/// long rows and begin first, then key tiles x kv heads, so that one launch has one tail.
+/// d_q. Grid: query tiles x query heads, those with most tiles first.
 template <storage_format Format, class Tuning>
 __global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
-    backward_kernel(const __grid_constant__ backward_parameters p) {
+    backward_query_kernel(const __grid_constant__ backward_parameters p) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int number = static_cast<int>(blockIdx.x);
-  const int query_ctas = p.padded_queries / Tuning::side * p.query_heads;
-  if (number < query_ctas) {
-    const int head = number % p.query_heads;
-    const plan_lists& lists = p.lists[p.plan_of_head[head] * list_kinds + query_lists];
-    backward_query_cta<Format, Tuning>(p, shared).run(lists, lists.order[number / p.query_heads],
-                                                      head);
-    return;
-  }
+  const int head = static_cast<int>(blockIdx.x) % p.query_heads;
+  const int rank = static_cast<int>(blockIdx.x) / p.query_heads;
+  const plan_lists& lists = p.lists[p.plan_of_head[head] * list_kinds + query_lists];
+  backward_query_cta<Format, Tuning>(p, shared).run(lists, lists.order[rank], head);
+}
+
+/// d_k and d_v. Grid: key tiles x kv heads. In one launch with backward_query_kernel, each cta
+/// going one way or the other, both were 7 % slower.
+template <storage_format Format, class Tuning>
+__global__ void __launch_bounds__(Tuning::warps * 32, Tuning::ctas_per_processor)
+    backward_key_kernel(const __grid_constant__ backward_parameters p) {
+  extern __shared__ __align__(1024) unsigned char shared[];
   backward_key_cta<Format, Tuning> cta(p, shared);
   {
-    const key_work work(p, number - query_ctas);
+    const key_work work(p, static_cast<int>(blockIdx.x));
     cta.add(work.key_tile, work.kv_head);
   }
   // Looked up again: kept over the loops, it would cost registers that the products need.
-  const key_work work(p, static_cast<int>(blockIdx.x) - query_ctas);
+  const key_work work(p, static_cast<int>(blockIdx.x));
   cta.write(work.key_tile, work.kv_head);
 }
-
-template <storage_format Format, class Tuning>
-inline constexpr int backward_shared_bytes =
-    std::max(backward_query_cta<Format, Tuning>::shared_bytes,
-             backward_key_cta<Format, Tuning>::shared_bytes);
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

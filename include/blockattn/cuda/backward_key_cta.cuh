@@ -18,6 +18,7 @@ class backward_key_cta {
   static constexpr int side = Tuning::side;
   static constexpr int threads = Tuning::warps * 32;
   static constexpr int tiles = side / 8;
+  static constexpr int unrolled = 4;  // 8 spill registers with two sums of 128 columns
   using tile = shared_tile<columns>;
   static constexpr int tile_bytes = side * tile::row_bytes;
   static constexpr int statistics_offset = (2 + 2 * Tuning::stages) * tile_bytes;
@@ -109,7 +110,8 @@ class backward_key_cta {
     const int warp_row = static_cast<int>(threadIdx.x / 32 * 16);
     const std::uint32_t queries = queries_in_stage(t);
     float scores[tiles][4];
-    multiply_rows<Format, columns>(scores, shared_ + warp_row * tile::row_bytes, queries, chunks);
+    multiply_rows<Format, columns, unrolled>(scores, shared_ + warp_row * tile::row_bytes, queries,
+                                             chunks);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
@@ -117,8 +119,8 @@ class backward_key_cta {
       mask_scores(as_tiles, walk.slices(), visibility, warp_row);
     }
     float gradients[tiles][4];
-    multiply_rows<Format, columns>(gradients, shared_ + tile_bytes + warp_row * tile::row_bytes,
-                                   queries + tile_bytes, chunks);
+    multiply_rows<Format, columns, unrolled>(
+        gradients, shared_ + tile_bytes + warp_row * tile::row_bytes, queries + tile_bytes, chunks);
     const float2* const statistics = statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
     weights_and_gradients(p_, scores, gradients,
                           [statistics](int i, int n) { return statistics[8 * n + i % 2]; });

@@ -90,7 +90,8 @@ class backward_query_cta {
     const lane_chunks<columns> chunks;
     const std::uint32_t keys = keys_in_stage(t);
     float scores[tiles][4];
-    multiply_rows<Format, columns>(scores, shared_ + warp_row * tile::row_bytes, keys, chunks);
+    multiply_rows<Format, columns, columns / 16>(scores, shared_ + warp_row * tile::row_bytes, keys,
+                                                 chunks);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
@@ -98,8 +99,8 @@ class backward_query_cta {
       mask_scores(as_tiles, walk.slices(), visibility, warp_row);
     }
     float gradients[tiles][4];
-    multiply_rows<Format, columns>(gradients, shared_ + tile_bytes + warp_row * tile::row_bytes,
-                                   keys + tile_bytes, chunks);
+    multiply_rows<Format, columns, columns / 16>(
+        gradients, shared_ + tile_bytes + warp_row * tile::row_bytes, keys + tile_bytes, chunks);
     weights_and_gradients(p_, scores, gradients,
                           [&statistics](int i, int /*n*/) { return statistics[i / 2]; });
     add_product<Format, columns>(d_q, gradients, keys, chunks);

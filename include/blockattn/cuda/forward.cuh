@@ -177,7 +177,8 @@ inline index_t forward_workspace_size(const device_plan& plan,
 ///
 /// A row that sees nothing gets o = 0, lse = -inf (its sink logit with sink_logits). Keys that no
 /// row sees may hold anything: they are not read. sink_logits must be finite or -inf, which is not
-/// checked. Same inputs, same bits.
+/// checked. Same inputs, same bits. A row's largest score is rounded to fp32 before it is taken
+/// from the others: beyond 1e7 in magnitude the row's weights may overflow.
 ///
 /// Only enqueues on `stream`; allocates nothing. Throws `error` on shapes that disagree, a null
 /// view with elements, overlapping output rows, a bad option, a plan of another size, number of

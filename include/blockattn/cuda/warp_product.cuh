@@ -23,8 +23,9 @@ struct lane_chunks {
   }
 };
 
-/// sum = a b^T for the 16 rows of a tile from `a` on and the 8 Tiles rows of a tile `b`.
-template <storage_format Format, int Columns, int Tiles>
+/// sum = a b^T for the 16 rows of a tile from `a` on and the 8 Tiles rows of a tile `b`. `Unrolled`
+/// steps of 16 columns are scheduled together: more hide more latency and take more registers.
+template <storage_format Format, int Columns, int Unrolled, int Tiles>
 __device__ __forceinline__ void multiply_rows(float (&sum)[Tiles][4],
                                               std::uint32_t a,
                                               std::uint32_t b,
@@ -35,7 +36,7 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[Tiles][4],
 #pragma unroll
     for (int i = 0; i < 4; ++i) sum[n][i] = 0;
   }
-#pragma unroll 4  // with more, registers are spilled where two sums of 128 columns are kept
+#pragma unroll Unrolled
   for (int step = 0; step < Columns / 16; ++step) {
     std::uint32_t left[4];
     load_matrices(left, tile::later_chunk(a + chunks.by_rows, 0, 2 * step));
