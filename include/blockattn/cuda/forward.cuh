@@ -106,7 +106,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
   p.query_tokens = static_cast<int>(plan.query_tokens());
   p.key_tokens = static_cast<int>(plan.key_tokens());
   p.group = arguments.k.heads > 0 ? static_cast<int>(arguments.q.heads / arguments.k.heads) : 1;
-  p.heads_per_section = static_cast<int>(arguments.q.heads);
+  p.query_heads = static_cast<int>(arguments.q.heads);
   const double scale = blockattn::detail::resolved_scale(options, arguments.q.head_dim);
   p.transform = score_transform_of(scale, options.softcap);
   // A factor that fp32 holds as 0 would meet -inf in hidden pairs: the queries become 0 instead.

@@ -20,25 +20,23 @@ struct forward_parameters {
   float* part_values;         ///< (query_heads, parts, queries of a tile, columns)
   row_statistics* part_rows;  ///< (query_heads, parts, queries of a tile)
   int parts;                  ///< of one head
-  int query_tokens, key_tokens;
-  int group;              ///< query heads for each kv head
-  int items;              ///< the most of any plan
-  int heads_per_section;  ///< heads whose keys and values stay in cache together
+  int query_tokens, key_tokens, query_heads;
+  int group;  ///< query heads for each kv head
+  int items;  ///< the most of any plan
   query_change change;
   score_transform transform;
 };
 
-/// What the current cta of a launch of items x query_heads ctas works on: one section of heads
-/// after the other, in each the items with most tiles first.
+/// What the current cta of a launch of items x query_heads ctas works on: the items with most tiles
+/// first, each for all heads. One group of eight heads after the other, so that fewer keys share
+/// the cache, was 3 to 9 % slower on an H100.
 struct forward_work {
   int head;
   int rank;  ///< among the items of the head's plan
 
   __device__ __forceinline__ explicit forward_work(const forward_parameters& p) {
-    const int cta = static_cast<int>(blockIdx.x);
-    const int per_section = p.items * p.heads_per_section;
-    head = cta / per_section * p.heads_per_section + cta % p.heads_per_section;
-    rank = cta % per_section / p.heads_per_section;
+    head = static_cast<int>(blockIdx.x) % p.query_heads;
+    rank = static_cast<int>(blockIdx.x) / p.query_heads;
   }
   __device__ __forceinline__ const plan_lists& lists(const forward_parameters& p) const {
     return p.lists[p.plan_of_head[head] * list_kinds + forward_lists];
