@@ -78,13 +78,14 @@ void check_product(
                                     mode);
   CHECK(product == expected);  // also that nothing beside the panel was written
 
-  std::vector<Panel> transposed(static_cast<std::size_t>(steps * ldb));
+  const index_t ldt = rows + padding;
+  std::vector<Panel> transposed(static_cast<std::size_t>(steps * ldt));
   for (index_t r = 0; r < rows; ++r) {
     for (index_t t = 0; t < steps; ++t) {
-      transposed[static_cast<std::size_t>(t * ldb + r)] = a[static_cast<std::size_t>(r * lda + t)];
+      transposed[static_cast<std::size_t>(t * ldt + r)] = a[static_cast<std::size_t>(r * lda + t)];
     }
   }
-  cpu::detail::multiply_panel<arch, left_order::columns>(rows, transposed.data(), ldb, b.data(),
+  cpu::detail::multiply_panel<arch, left_order::columns>(rows, transposed.data(), ldt, b.data(),
                                                          ldb, steps, c.data(), ldc, mode);
   CHECK(c == expected);
 }
