@@ -2,25 +2,12 @@
 #include <blockattn/cpu/tile_shape.hpp>
 
 #include "cpu/cpu_backend.hpp"
+#include "support/example_cases.hpp"
 #include "support/naive_gradient.hpp"
 
 using namespace blockattn_test;
 
 namespace {
-
-constexpr plain_sizes one_head_64 = {
-    .query_heads = 1, .kv_heads = 1, .head_dim = 64, .value_dim = 64};
-constexpr plain_sizes one_head_128 = {
-    .query_heads = 1, .kv_heads = 1, .head_dim = 128, .value_dim = 128};
-constexpr plain_sizes two_heads_128 = {
-    .query_heads = 2, .kv_heads = 1, .head_dim = 128, .value_dim = 128};
-
-named_mask causal_of(index_t tokens) { return {"causal", causal_mask(tokens)}; }
-named_mask blocks_of(index_t tokens) {
-  return {"block attention",
-          block_attention_mask(layout_of({tokens / 2, tokens / 8, tokens / 5,
-                                          tokens - tokens / 2 - tokens / 8 - tokens / 5}))};
-}
 
 template <class T>
 void check(std::uint64_t default_seed,

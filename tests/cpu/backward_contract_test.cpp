@@ -7,6 +7,7 @@
 #include "support/allocation_count.hpp"
 #include "support/backward_errors.hpp"
 #include "support/backward_oracle.hpp"
+#include "support/example_cases.hpp"
 #include "support/plain_gradients.hpp"
 #include "support/shuffling_executor.hpp"
 
@@ -16,25 +17,6 @@ using namespace blockattn_test;
 // DESIGN.md, section 6, point by point.
 
 namespace {
-
-/// A call with everything: plan per head, GQA, softcap, sink logits, many tiles and key chunks.
-attention_case rich_case() {
-  attention_case c;
-  c.kind = "rich";
-  c.masks = {block_attention_mask(layout_of({90, 17, 0, 150, 60})), {16, 48}};
-  c.masks.masks.push_back(sink_window_mask(c.query_tokens(), 4, 33));
-  c.masks.shapes.push_back({7, 48});
-  c.masks.head_to_mask = {1, 0, 0, 1, 1, 0};
-  c.query_heads = 6;
-  c.kv_heads = 2;
-  c.head_dim = 40;
-  c.value_dim = 64;
-  c.options.softcap = 20;
-  c.with_sink_logits = true;
-  c.q.offset = c.v.offset = c.o.offset = 1;
-  c.k.head_major = c.lse.head_major = true;
-  return c;
-}
 
 /// A case with its plans and tensors, ready to run in any way.
 template <class T>
@@ -116,9 +98,9 @@ TEST_CASE("backward, 2. a row that sees nothing gives the gradient of its lse to
 }
 
 TEMPLATE_TEST_CASE("backward, 3. every executor gives the same bits", "", float, bfloat16) {
-  attention_case one_kv_head = rich_case();
+  attention_case one_kv_head = rich_case(48);
   one_kv_head.kv_heads = 1;
-  for (const attention_case& c : {rich_case(), one_kv_head}) {
+  for (const attention_case& c : {rich_case(48), one_kv_head}) {
     prepared_case<TestType> serial(c);
     serial.run();
     CHECK(backward_oracle(serial.tensors, c).first_difference(serial.tensors) == "");
@@ -138,9 +120,9 @@ TEMPLATE_TEST_CASE("backward, 3. every executor gives the same bits", "", float,
 }
 
 TEST_CASE("backward, 3. threads that an engine brings give the same bits") {
-  prepared_case<float> serial(rich_case());
+  prepared_case<float> serial(rich_case(48));
   serial.run();
-  prepared_case<float> threaded(rich_case());
+  prepared_case<float> threaded(rich_case(48));
   const auto job = threaded.job();
   constexpr index_t nth = 3;
   const workspace_buffer workspace(cpu::workspace_size(job, nth));
@@ -214,10 +196,10 @@ TEST_CASE("backward, 4. head dims that are no multiple of 8 up to 256 are refuse
 }
 
 TEST_CASE("backward, 6. a workspace is used to its last byte and not beyond") {
-  prepared_case<float> expected(rich_case());
+  prepared_case<float> expected(rich_case(48));
   expected.run();
   for (const index_t workers : {1, 3}) {
-    prepared_case<float> call(rich_case());
+    prepared_case<float> call(rich_case(48));
     shuffling_executor executor(workers, 6);
     const index_t needed = cpu::workspace_size(call.job(), workers);
     const auto run = [&](std::span<std::byte> workspace) {
@@ -273,7 +255,7 @@ TEST_CASE("backward, 6. the workspace grows with the tokens, not with their squa
 }
 
 TEST_CASE("backward, 6. a call that was given its workspace allocates nothing") {
-  prepared_case<bfloat16> call(rich_case());
+  prepared_case<bfloat16> call(rich_case(48));
   const auto arguments = call.tensors.arguments();
   const workspace_buffer workspace(cpu::workspace_size(call.job(), 1));
   const index_t before = allocation_count();
@@ -285,7 +267,7 @@ TEST_CASE("backward, 6. a call that was given its workspace allocates nothing") 
 
 TEST_CASE("backward, 7. backward assigns, backward_accumulate adds") {
   for (const index_t kv_heads : {1, 2}) {
-    attention_case c = rich_case();
+    attention_case c = rich_case(48);
     c.kv_heads = kv_heads;
     prepared_case<float> assigned(c);
     assigned.run();

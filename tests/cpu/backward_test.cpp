@@ -4,21 +4,12 @@
 
 #include "cpu/cpu_backend.hpp"
 #include "support/backward_oracle.hpp"
+#include "support/example_cases.hpp"
 
 using namespace blockattn;
 using namespace blockattn_test;
 
 namespace {
-
-/// One head of each, contiguous tensors.
-attention_case plain_case(const attention_mask& mask, const tile_shape& shape, index_t head_dim) {
-  attention_case c;
-  c.kind = "plain";
-  c.masks = {mask, shape};
-  c.head_dim = head_dim;
-  c.value_dim = 32;
-  return c;
-}
 
 template <class T>
 void check_plain(const attention_case& c) {

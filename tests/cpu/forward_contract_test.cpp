@@ -9,6 +9,7 @@
 
 #include "cpu/cpu_backend.hpp"
 #include "support/allocation_count.hpp"
+#include "support/example_cases.hpp"
 #include "support/forward_errors.hpp"
 #include "support/forward_oracle.hpp"
 #include "support/plain_tensors.hpp"
@@ -22,25 +23,6 @@ using namespace blockattn_test;
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-/// A call with everything: plan per head, GQA, softcap, sink logits, many tiles.
-attention_case rich_case() {
-  attention_case c;
-  c.kind = "rich";
-  c.masks = {block_attention_mask(layout_of({90, 17, 0, 150, 60})), {16, 48}};
-  c.masks.masks.push_back(sink_window_mask(c.query_tokens(), 4, 33));
-  c.masks.shapes.push_back({7, 64});
-  c.masks.head_to_mask = {1, 0, 0, 1, 1, 0};
-  c.query_heads = 6;
-  c.kv_heads = 2;
-  c.head_dim = 40;
-  c.value_dim = 64;
-  c.options.softcap = 20;
-  c.with_sink_logits = true;
-  c.q.offset = c.v.offset = c.o.offset = 1;
-  c.k.head_major = c.lse.head_major = true;
-  return c;
-}
 
 /// A case with its plans and tensors, ready to run in any way.
 template <class T>
@@ -167,16 +149,16 @@ TEST_CASE("1. a huge key reaches only the rows that see it") {
 }
 
 TEMPLATE_TEST_CASE("3. every executor gives the same bits", "", float, bfloat16) {
-  const prepared_case<TestType> serial(rich_case());
+  const prepared_case<TestType> serial(rich_case(64));
   cpu::forward(serial.tensors.arguments(), serial.set(), serial.options);
-  CHECK(forward_oracle(serial.tensors, rich_case()).first_difference(serial.tensors) == "");
+  CHECK(forward_oracle(serial.tensors, rich_case(64)).first_difference(serial.tensors) == "");
   for (const index_t workers : {1, 2, 7}) {
-    const prepared_case<TestType> shuffled(rich_case());
+    const prepared_case<TestType> shuffled(rich_case(64));
     shuffling_executor executor(workers, test_seed(31) + static_cast<std::uint64_t>(workers));
     cpu::forward(shuffled.tensors.arguments(), shuffled.set(), shuffled.options, executor);
     CHECK(shuffled.same_bits(serial));
 
-    const prepared_case<TestType> pooled(rich_case());
+    const prepared_case<TestType> pooled(rich_case(64));
     Eigen::ThreadPool pool(static_cast<int>(workers));
     cpu::forward(pooled.tensors.arguments(), pooled.set(), pooled.options, eigen_executor(pool));
     CHECK(pooled.same_bits(serial));
@@ -184,9 +166,9 @@ TEMPLATE_TEST_CASE("3. every executor gives the same bits", "", float, bfloat16)
 }
 
 TEST_CASE("3. threads that an engine brings give the same bits") {
-  const prepared_case<float> serial(rich_case());
+  const prepared_case<float> serial(rich_case(64));
   cpu::forward(serial.tensors.arguments(), serial.set(), serial.options);
-  const prepared_case<float> threaded(rich_case());
+  const prepared_case<float> threaded(rich_case(64));
   const auto job = threaded.job();
   constexpr index_t nth = 3;
   const workspace_buffer workspace(cpu::workspace_size(job, nth));
@@ -304,7 +286,7 @@ TEST_CASE("4. plans of another size and plan sets without a plan for each head a
 }
 
 TEST_CASE("5. one const plan serves calls that run at the same time") {
-  const attention_case c = rich_case();
+  const attention_case c = rich_case(64);
   const prepared_case<float> expected(c);
   cpu::forward(expected.tensors.arguments(), expected.set(), expected.options);
   const prepared_case<float> first(c);
@@ -320,10 +302,10 @@ TEST_CASE("5. one const plan serves calls that run at the same time") {
 }
 
 TEST_CASE("6. a workspace is used to its last byte and not beyond") {
-  const prepared_case<float> expected(rich_case());
+  const prepared_case<float> expected(rich_case(64));
   cpu::forward(expected.tensors.arguments(), expected.set(), expected.options);
   for (const index_t workers : {1, 3}) {
-    const prepared_case<float> call(rich_case());
+    const prepared_case<float> call(rich_case(64));
     shuffling_executor executor(workers, 6);
     const index_t needed = cpu::workspace_size(call.job(), workers);
     const auto run = [&](std::span<std::byte> workspace) {
@@ -352,7 +334,7 @@ TEST_CASE("6. a workspace is used to its last byte and not beyond") {
 }
 
 TEST_CASE("6. a call that was given its workspace allocates nothing") {
-  const prepared_case<bfloat16> call(rich_case());
+  const prepared_case<bfloat16> call(rich_case(64));
   const forward_arguments<bfloat16> arguments = call.tensors.arguments();
   const workspace_buffer workspace(cpu::workspace_size(call.job(), 1));
   const index_t before = allocation_count();

@@ -3,23 +3,13 @@
 #include <blockattn/cpu/tile_shape.hpp>
 
 #include "cpu/cpu_backend.hpp"
+#include "support/example_cases.hpp"
 #include "support/forward_oracle.hpp"
 
 using namespace blockattn;
 using namespace blockattn_test;
 
 namespace {
-
-/// One head of each, contiguous tensors. Values of 32 columns are whole panels: fp32 and fp64 read
-/// them in place when every key is seen.
-attention_case plain_case(const attention_mask& mask, const tile_shape& shape, index_t head_dim) {
-  attention_case c;
-  c.kind = "plain";
-  c.masks = {mask, shape};
-  c.head_dim = head_dim;
-  c.value_dim = 32;
-  return c;
-}
 
 template <class T>
 void check_plain(const attention_case& c) {
