@@ -63,16 +63,22 @@ finish() {
 cuda=("$nvcc" -std=c++20 -O3 -lineinfo "-arch=$architecture" "${includes[@]}")
 host=(g++ -std=c++20 -O2 "${includes[@]}")
 start "${host[@]}" -c tests/support/main.cpp -o "$build/main.o"
-start "${cuda[@]}" -c tests/cuda/cuda_backend.cu -o "$build/cuda_backend.o"
+objects=("$build/main.o")
+for source in tests/cuda/*.cu; do
+  objects+=("$build/$(basename "$source" .cu).o")
+  start "${cuda[@]}" -c "$source" -o "${objects[-1]}"
+done
 tests=()
 for source in tests/cuda/*_test.cpp; do
   tests+=("$build/$(basename "$source" .cpp)")
   start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
 done
-start "${cuda[@]}" benchmarks/cuda/attention_benchmark.cu -o "$build/attention_benchmark" -lcublas
+for name in attention attend; do
+  start "${cuda[@]}" "benchmarks/cuda/${name}_benchmark.cu" -o "$build/${name}_benchmark" -lcublas
+done
 finish
 for test in "${tests[@]}"; do
-  start "$nvcc" "-arch=$architecture" "$test.o" "$build/main.o" "$build/cuda_backend.o" -o "$test" "${libraries[@]}"
+  start "$nvcc" "-arch=$architecture" "$test.o" "${objects[@]}" -o "$test" "${libraries[@]}"
 done
 finish
 
@@ -91,9 +97,11 @@ if [ -z "$quick" ]; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_test" "cuda::forward equals the reference when it cuts rows of tiles"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_contract_test" "cuda 1. keys that no row sees may hold anything"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/backward_test" "cuda::backward equals the reference over several blocks and heads"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/attend_blocks_test" "cuda::attend_blocks cuts many pages under different shifts"
   done
 fi
 
 echo "== figures"
 "$build/attention_benchmark"
+"$build/attend_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi

@@ -12,78 +12,15 @@
 #include <blockattn/mask/causal_mask.hpp>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <memory>
 #include <random>
 #include <string>
-#include <vector>
+
+#include "measure.cuh"
 
 namespace ba = blockattn;
+using namespace measure;
 
 namespace {
-
-void require(bool success, const char* what) {
-  if (success) return;
-  std::fprintf(stderr, "%s failed\n", what);
-  std::exit(1);
-}
-void require(cudaError_t status, const char* what) { require(status == cudaSuccess, what); }
-
-struct free_device {
-  void operator()(void* memory) const { static_cast<void>(cudaFree(memory)); }
-};
-using device_memory = std::unique_ptr<void, free_device>;
-
-device_memory allocate(std::size_t bytes) {
-  void* memory = nullptr;
-  require(cudaMalloc(&memory, bytes), "cudaMalloc");
-  return device_memory(memory);
-}
-
-/// Roughly normal values from a hash of their index (the sum of four uniform ones).
-__global__ void fill_kernel(std::uint16_t* values, std::size_t count, std::uint64_t seed) {
-  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
-       i += std::size_t{gridDim.x} * blockDim.x) {
-    std::uint64_t x = (i + 1) * 0x9E3779B97F4A7C15ULL + seed;
-    float sum = 0;
-    for (int k = 0; k < 4; ++k) {
-      x ^= x >> 33;
-      x *= 0xff51afd7ed558ccdULL;
-      x ^= x >> 29;
-      sum += static_cast<float>(x & 0xffff) / 65536.0F - 0.5F;
-    }
-    values[i] = static_cast<std::uint16_t>(
-        ba::cuda::detail::tensor_operand<ba::storage_format::bf16>::pack(1.73F * sum, 0.0F));
-  }
-}
-
-device_memory random_values(std::size_t count, std::uint64_t seed) {
-  device_memory memory = allocate(2 * count);
-  fill_kernel<<<1024, 256>>>(static_cast<std::uint16_t*>(memory.get()), count, seed);
-  require(cudaDeviceSynchronize(), "fill_kernel");
-  return memory;
-}
-
-/// Median milliseconds of 15 runs after 3 warm-ups.
-template <class Run>
-double milliseconds(const Run& run) {
-  cudaEvent_t begin, end;
-  require(cudaEventCreate(&begin), "cudaEventCreate");
-  require(cudaEventCreate(&end), "cudaEventCreate");
-  for (int i = 0; i < 3; ++i) run();
-  std::vector<float> times(15);
-  for (float& time : times) {
-    require(cudaEventRecord(begin), "cudaEventRecord");
-    run();
-    require(cudaEventRecord(end), "cudaEventRecord");
-    require(cudaEventSynchronize(end), "the timed work");
-    require(cudaEventElapsedTime(&time, begin, end), "cudaEventElapsedTime");
-  }
-  std::sort(times.begin(), times.end());
-  require(cudaEventDestroy(begin), "cudaEventDestroy");
-  require(cudaEventDestroy(end), "cudaEventDestroy");
-  return times[times.size() / 2];
-}
 
 void print_ceilings() {
   constexpr int n = 8192;
@@ -100,14 +37,8 @@ void print_ceilings() {
             "cublasGemmEx");
   });
   cublasDestroy(handle);
-  const std::size_t bytes = std::size_t{2} << 30;
-  const device_memory from = allocate(bytes);
-  const device_memory to = allocate(bytes);
-  const double copy = milliseconds([&] {
-    require(cudaMemcpyAsync(to.get(), from.get(), bytes, cudaMemcpyDeviceToDevice), "the copy");
-  });
   std::printf("bf16 product 8192^3 through cuBLAS: %.0f TFLOP/s; device copy: %.2f TB/s\n\n",
-              2.0 * n * n * n / product * 1e-9, 2.0 * static_cast<double>(bytes) / copy * 1e-9);
+              2.0 * n * n * n / product * 1e-9, copy_rate());
 }
 
 /// Lengths in [low, high] for all but the final block, from a seed of its own.
@@ -148,10 +79,6 @@ std::vector<work> works() {
       {"512 over 32K keys", ba::causal_mask(512, n), 32, 8, 128},
       {"64 over 32K keys", ba::causal_mask(64, n), 32, 8, 128},
   };
-}
-
-std::span<std::byte> bytes(const device_memory& memory, std::size_t size) {
-  return {static_cast<std::byte*>(memory.get()), size};
 }
 
 /// A plan on the device, with what it took to bring it there.

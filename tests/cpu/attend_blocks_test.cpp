@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/attend_case.hpp"
-#include "cpu/attend_oracle.hpp"
+#include "support/attend_examples.hpp"
+#include "support/attend_oracle.hpp"
 #include "support/catch.hpp"
 #include "support/contains.hpp"
 #include "support/shuffling_executor.hpp"
@@ -56,6 +56,10 @@ void check_case(const attend_case& c) {
   for (const std::byte byte : buffer.bytes().subspan(exact.size())) CHECK(byte == std::byte{0xff});
 }
 
+void check_cases(const std::vector<attend_case>& cases) {
+  for (const attend_case& c : cases) check_case<float, float, float, float>(c);
+}
+
 template <class Q, class K, class V, class O>
 void check_random_cases(std::uint64_t default_seed, int count) {
   const std::uint64_t seed = test_seed(default_seed);
@@ -87,85 +91,21 @@ TEST_CASE("attend_blocks equals its formula on random calls, mixed storage", "[a
 
 TEST_CASE("attend_blocks takes every head dimension, with few rows and with many",
           "[attend_blocks]") {
-  for (const index_t head_dim : {8, 40, 64, 72, 128, 256}) {
-    for (const index_t value_dim : {8, 40, 64, 72, 128, 256}) {
-      for (const index_t queries : {1, 7}) {
-        check_case<float, float, float, float>(
-            {.seed = test_seed(8000),
-             .query_tokens = queries,
-             .query_heads = 6,
-             .kv_heads = 2,
-             .head_dim = head_dim,
-             .value_dim = value_dim,
-             .sequences = {{.queries = {0, queries},
-                            .segments = {{.keys = 33, .query_shift = -5}, {.keys = 2}},
-                            .tail = {.keys = queries}}}});
-      }
-    }
-  }
+  check_cases(attend_head_dims());
 }
 
 TEST_CASE("attend_blocks takes every GQA ratio", "[attend_blocks]") {
-  for (const index_t kv_heads : {1, 3}) {
-    for (const index_t group : {1, 2, 5, 8, 9, 16}) {
-      for (const index_t queries : {1, 13}) {
-        check_case<float, float, float, float>(
-            {.seed = test_seed(8100),
-             .query_tokens = queries,
-             .query_heads = kv_heads * group,
-             .kv_heads = kv_heads,
-             .sequences = {{.queries = {0, queries},
-                            .segments = {{.keys = 20, .query_shift = 3}},
-                            .tail = {.keys = queries}}}});
-      }
-    }
-  }
+  check_cases(attend_gqa_ratios());
 }
 
 TEST_CASE("attend_blocks around the sizes of its tiles and chunks", "[attend_blocks]") {
   // Row tiles of 192 rows, register tiles of 6 or 8, key tiles of 256, key chunks of 512.
-  for (const index_t queries : {1, 5, 6, 7, 8, 9, 191, 192, 193}) {
-    for (const index_t keys : {1, 255, 256, 257}) {
-      check_case<float, float, float, float>({.seed = test_seed(8200),
-                                              .query_tokens = queries,
-                                              .sequences = {{.queries = {0, queries},
-                                                             .segments = {{.keys = keys}},
-                                                             .tail = {.keys = queries}}}});
-    }
-  }
-  for (const index_t keys : {511, 512, 513, 1024, 1025, 9000}) {
-    check_case<float, float, float, float>(
-        {.seed = test_seed(8300),
-         .query_tokens = 2,
-         .with_sink_logits = true,
-         .sequences = {{.queries = {0, 2}, .segments = {{.keys = keys}}, .tail = {.keys = 2}}}});
-  }
+  check_cases(attend_sizes_of({1, 5, 6, 7, 8, 9, 191, 192, 193}, {1, 255, 256, 257}));
+  check_cases(attend_sizes_of({2}, {511, 512, 513, 1024, 1025, 9000}));
 }
 
 TEST_CASE("attend_blocks with nothing to do or nothing to see", "[attend_blocks]") {
-  check_case<float, float, float, float>(attend_case{});
-  check_case<float, float, float, float>({.query_tokens = 3});
-  check_case<float, float, float, float>(
-      {.query_tokens = 3, .sequences = {{.queries = {0, 0}}, {.queries = {1, 1}}}});
-  for (const bool sinks : {false, true}) {
-    // No keys at all; empty segments; a tail that only the last of three queries sees.
-    check_case<float, float, float, float>(
-        {.query_tokens = 9,
-         .query_heads = 3,
-         .with_sink_logits = sinks,
-         .sequences = {{.queries = {0, 2}},
-                       {.queries = {3, 5}, .segments = {{.keys = 0, .query_shift = 4}, {}}},
-                       {.queries = {6, 9}, .tail = {.keys = 1}}}});
-    // A partition of weight 0, alone, next to another, and cut into chunks.
-    for (const index_t keys : {4, 3000}) {
-      const segment_shape out{.keys = keys, .log_weight = -HUGE_VAL, .partition = -1};
-      check_case<float, float, float, float>(
-          {.query_tokens = 3,
-           .with_sink_logits = sinks,
-           .sequences = {{.queries = {0, 1}, .segments = {out}},
-                         {.queries = {1, 3}, .segments = {out}, .tail = {.keys = 2}}}});
-    }
-  }
+  check_cases(attend_empty());
 }
 
 TEST_CASE("attend_blocks accepts tensors without heads", "[attend_blocks]") {

@@ -23,11 +23,13 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 for architecture in "${architectures[@]}"; do
   log=$work/$architecture.log
-  "$nvcc" -std=c++20 -O3 -arch="$architecture" -cubin -Xptxas -v -I"$repository/include" -I"$repository/tests" \
-    -o "$work/kernels.cubin" "$repository/tests/cuda/cuda_backend.cu" >"$log" 2>&1 || {
-    cat "$log"
-    exit 1
-  }
+  for source in "$repository"/tests/cuda/*.cu; do
+    "$nvcc" -std=c++20 -O3 -arch="$architecture" -cubin -Xptxas -v -I"$repository/include" -I"$repository/tests" \
+      -o "$work/kernels.cubin" "$source" >>"$log" 2>&1 || {
+      cat "$log"
+      exit 1
+    }
+  done
   kernels=$(grep -c 'Compiling entry function' "$log")
   spilling=$(grep 'bytes spill stores' "$log" | grep -vc ' 0 bytes spill stores, 0 bytes spill loads' || true)
   warnings=$(grep -c 'C75[0-9][0-9]' "$log" || true)

@@ -3,115 +3,12 @@
 
 #include <blockattn/cuda/backward.cuh>
 #include <blockattn/cuda/forward.cuh>
-#include <stdexcept>
+
+#include "cuda/device_images.cuh"
 
 namespace blockattn_test {
 
 namespace {
-
-void require_success(cudaError_t status, const char* action) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(action) + ": " + cudaGetErrorString(status));
-  }
-}
-
-/// Device memory that is freed at the end.
-class device_bytes {
- public:
-  explicit device_bytes(std::size_t size) : size_(size) {
-    require_success(cudaMalloc(&bytes_, std::max<std::size_t>(size, 1)), "cudaMalloc");
-    require_success(cudaMemset(bytes_, 0xff, size), "cudaMemset");
-  }
-  device_bytes(const device_bytes&) = delete;
-  device_bytes& operator=(const device_bytes&) = delete;
-  ~device_bytes() { static_cast<void>(cudaFree(bytes_)); }
-
-  std::span<std::byte> span() const { return {static_cast<std::byte*>(bytes_), size_}; }
-  std::vector<std::byte> read() const {
-    std::vector<std::byte> host(size_);
-    require_success(cudaMemcpy(host.data(), bytes_, size_, cudaMemcpyDeviceToHost), "cudaMemcpy");
-    return host;
-  }
-
- private:
-  void* bytes_ = nullptr;
-  std::size_t size_;
-};
-
-/// A run of host memory on the device: the same bytes, as far from a multiple of 128, between
-/// margins of 0xff, which is NaN in all storage types.
-class device_image {
- public:
-  device_image(void* begin, std::size_t size)
-      : host_(static_cast<std::byte*>(begin)),
-        size_(size),
-        offset_(margin + reinterpret_cast<std::uintptr_t>(begin) % 128),
-        memory_(offset_ + size + margin) {
-    require_success(cudaMemcpy(data(), host_, size_, cudaMemcpyHostToDevice), "cudaMemcpy");
-  }
-
-  std::byte* data() const { return memory_.span().data() + offset_; }
-
-  /// Compares margins and, for an input, the bytes; brings an output's back.
-  void bring_back(bool is_input) const {
-    const std::vector<std::byte> now = memory_.read();
-    for (std::size_t i = 0; i < now.size(); ++i) {
-      const bool inside = offset_ <= i && i < offset_ + size_;
-      if (inside && !is_input) continue;
-      if (now[i] != (inside ? host_[i - offset_] : std::byte{0xff})) {
-        throw std::runtime_error("the device wrote into an input or a margin");
-      }
-    }
-    if (!is_input) std::copy_n(now.begin() + static_cast<std::ptrdiff_t>(offset_), size_, host_);
-  }
-
- private:
-  static constexpr std::size_t margin = 1024;
-
-  std::byte* host_;
-  std::size_t size_;
-  std::size_t offset_;
-  device_bytes memory_;
-};
-
-/// All bytes from the first row of a view to its last.
-template <class T>
-class tensor_image {
- public:
-  explicit tensor_image(const heads_view<T>& view) : host_(view) {
-    if (view.tokens * view.heads * view.head_dim == 0) return;
-    const index_t tokens = (view.tokens - 1) * view.token_stride;
-    const index_t heads = (view.heads - 1) * view.head_stride;
-    T* const begin = view.data + std::min<index_t>(tokens, 0) + std::min<index_t>(heads, 0);
-    const index_t size = std::abs(tokens) + std::abs(heads) + view.head_dim;
-    first_ = view.data - begin;
-    image_.emplace(const_cast<std::remove_const_t<T>*>(begin),
-                   static_cast<std::size_t>(size) * sizeof(T));
-  }
-
-  heads_view<T> view() const {
-    heads_view<T> device = host_;
-    if (image_) device.data = reinterpret_cast<T*>(image_->data()) + first_;
-    return device;
-  }
-  void bring_back() const {
-    if (image_) image_->bring_back(std::is_const_v<T>);
-  }
-
- private:
-  heads_view<T> host_;
-  index_t first_ = 0;
-  std::optional<device_image> image_;
-};
-
-template <class T>
-heads_view<T> as_heads(const lse_view<T>& lse) {
-  return {lse.data, lse ? lse.tokens : 0, lse.heads, 1, lse.token_stride, lse.head_stride};
-}
-template <class T>
-lse_view<T> as_lse(const heads_view<T>& view, const lse_view<T>& host) {
-  return {view.data, host.tokens, host.heads, view.token_stride, view.head_stride};
-}
 
 constexpr tile_shape coarse_tile_shape_for(index_t head_dim, index_t value_dim) noexcept {
   return cuda::tile_shape_for(head_dim, value_dim);
@@ -126,11 +23,6 @@ std::vector<tile_plan> make_plans(const head_masks& masks,
     plans.push_back(make_tile_plan(mask, shape, options));
   }
   return plans;
-}
-
-template <class T>
-heads_view<T> as_heads(std::span<T> values) {
-  return token_major(values.data(), 1, static_cast<index_t>(values.size()), 1);
 }
 
 /// Uploads the plans of masks, calls `enqueue(plan, workspace, stream)` with a workspace of

@@ -5,25 +5,13 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// The value of 16 stored bits.
-template <storage_format Format>
-__device__ __forceinline__ float widen(std::uint16_t bits) {
-  if constexpr (Format == storage_format::bf16) {
-    return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
-  } else {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-  }
-}
-
 /// a0 b0 + a1 b1 for two pairs of stored values.
 template <storage_format Format>
 __device__ __forceinline__ float product_of_pairs(std::uint32_t a, std::uint32_t b) {
   const auto low = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair); };
   const auto high = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair >> 16); };
-  return fmaf(widen<Format>(low(a)), widen<Format>(low(b)),
-              widen<Format>(high(a)) * widen<Format>(high(b)));
+  return fmaf(tensor_operand<Format>::widen(low(a)), tensor_operand<Format>::widen(low(b)),
+              tensor_operand<Format>::widen(high(a)) * tensor_operand<Format>::widen(high(b)));
 }
 
 /// Pass 3 of reference::backward for every query row: lse in base 2 and
@@ -51,7 +39,7 @@ __global__ void __launch_bounds__(256)
       }
     } else {
       for (int t = lane; t < p.o.head_dim; t += 32) {
-        sum = fmaf(widen<Format>(o[t]), widen<Format>(d_o[t]), sum);
+        sum = fmaf(tensor_operand<Format>::widen(o[t]), tensor_operand<Format>::widen(d_o[t]), sum);
       }
     }
 #pragma unroll

@@ -73,12 +73,20 @@ device_view as_device_view(const heads_view<const T>& view) {
           .vectors = rows_are_aligned(view) ? 1 : 0};
 }
 
-/// How scores are formed when the sign of the scale has gone into the queries.
-inline score_transform score_transform_of(double scale, double softcap) {
-  constexpr double log2_e = 1.4426950408889634;
-  const double magnitude = std::abs(scale);
-  if (softcap == 0) return {static_cast<float>(magnitude * log2_e), 0.0F, 0.0F};
-  return {1.0F, static_cast<float>(softcap * log2_e), static_cast<float>(magnitude / softcap)};
+template <class O>
+output_rows output_rows_of(const heads_view<O>& o,
+                           const lse_view<float>& lse,
+                           std::span<const float> sink_logits) {
+  return {.o = o.data,
+          .o_token_stride = o.token_stride,
+          .o_head_stride = o.head_stride,
+          .lse = lse.data,
+          .lse_token_stride = lse.token_stride,
+          .lse_head_stride = lse.head_stride,
+          .sink_logits = sink_logits.empty() ? nullptr : sink_logits.data(),
+          .format = format_of<O>,
+          .value_dim = static_cast<int>(o.head_dim),
+          .vectors = sizeof(O) == 2 && rows_are_aligned(o) ? 1 : 0};
 }
 
 template <class Q, class K, class V, class O>
@@ -89,16 +97,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
   p.q = as_device_view(arguments.q);
   p.k = as_device_view(arguments.k);
   p.v = as_device_view(arguments.v);
-  p.out = {.o = arguments.o.data,
-           .o_token_stride = arguments.o.token_stride,
-           .o_head_stride = arguments.o.head_stride,
-           .lse = arguments.lse.data,
-           .lse_token_stride = arguments.lse.token_stride,
-           .lse_head_stride = arguments.lse.head_stride,
-           .sink_logits = arguments.sink_logits.empty() ? nullptr : arguments.sink_logits.data(),
-           .format = format_of<O>,
-           .value_dim = static_cast<int>(arguments.v.head_dim),
-           .vectors = sizeof(O) == 2 && rows_are_aligned(arguments.o) ? 1 : 0};
+  p.out = output_rows_of(arguments.o, arguments.lse, arguments.sink_logits);
   p.lists = device_plan_access::lists(plan);
   p.plan_of_head = device_plan_access::plan_of_head(plan);
   p.parts = static_cast<int>(device_plan_access::most(plan).parts);
@@ -107,12 +106,8 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
   p.key_tokens = static_cast<int>(plan.key_tokens());
   p.group = arguments.k.heads > 0 ? static_cast<int>(arguments.q.heads / arguments.k.heads) : 1;
   p.query_heads = static_cast<int>(arguments.q.heads);
-  const double scale = blockattn::detail::resolved_scale(options, arguments.q.head_dim);
-  p.transform = score_transform_of(scale, options.softcap);
-  // A factor that fp32 holds as 0 would meet -inf in hidden pairs: the queries become 0 instead.
-  const bool vanishes = static_cast<float>(std::abs(scale)) < std::numeric_limits<float>::min();
-  p.change = vanishes ? query_change::zero : scale < 0 ? query_change::negate : query_change::none;
-  if (vanishes && options.softcap == 0) p.transform.factor = 1;
+  p.form = score_form_of(blockattn::detail::resolved_scale(options, arguments.q.head_dim),
+                         options.softcap);
   return p;
 }
 

@@ -7,9 +7,6 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// What becomes of queries before they are multiplied: the kernel wants a positive scale.
-enum class query_change { none, negate, zero };
-
 struct forward_parameters {
   device_view q, k, v;
   output_rows out;
@@ -21,8 +18,7 @@ struct forward_parameters {
   int query_tokens, key_tokens, query_heads;
   int group;  ///< query heads for each kv head
   int items;  ///< the most of any plan
-  query_change change;
-  score_transform transform;
+  score_form form;
 };
 
 /// What the current cta of a launch of items x query_heads ctas works on: the items with most tiles
@@ -83,19 +79,24 @@ class forward_cta {
     }
     tile_walk<Tuning::keys> walk(loop_.walk, lists, item);
     load_keys(0, walk);
-    if (p_.change != query_change::none) change_queries();
+    if (p_.form.change != query_change::none) {
+      wait_for_copies<0>();
+      __syncthreads();
+      change_queries<Format, Tuning::queries, threads>(tile{}, shared_, p_.form.change);
+    }
     for (int t = 0; t < walk.tiles(); ++t) {
       const bool has_next = t + 1 < walk.tiles();
       wait_for_copies<0>();
       __syncthreads();
       if (has_next) walk.advance();
       if (Tuning::stages > 1 && has_next) load_keys(t + 1, walk);
-      rows_.attend(p_.transform, keys_in_stage(t), keys_in_stage(t) + key_bytes, [&](auto& scores) {
-        const tile_visibility visibility = walk.visibility(t);
-        if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
-          mask_scores(scores, walk.slices(), visibility, warp_row_);
-        }
-      });
+      rows_.attend(p_.form.transform, keys_in_stage(t), keys_in_stage(t) + key_bytes,
+                   [&](auto& scores) {
+                     const tile_visibility visibility = walk.visibility(t);
+                     if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
+                       mask_scores(scores, walk.slices(), visibility, warp_row_);
+                     }
+                   });
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();
         load_keys(t + 1, walk);
@@ -105,7 +106,7 @@ class forward_cta {
 
   /// Ends the rows of a whole item.
   __device__ __forceinline__ void write_rows(const work_item& item, int head) {
-    rows_.write_rows(p_.out, place_of(item, head), [](const row_statistics&) { return 0.0F; });
+    rows_.write_rows(p_.out, place_of(item, head), {});
   }
 
   /// Leaves sums of weighted values for merge_parts_kernel.
@@ -140,18 +141,6 @@ class forward_cta {
     tile::template load<Tuning::keys, threads>(to + key_bytes, loop_.v + first * p_.v.token_stride,
                                                p_.v, is_read);
     commit_copies();
-  }
-
-  /// Negates the queries, or makes them 0.
-  __device__ __forceinline__ void change_queries() const {
-    wait_for_copies<0>();
-    __syncthreads();
-    for (int at = static_cast<int>(threadIdx.x) * 4; at < query_bytes; at += threads * 4) {
-      std::uint32_t pair;
-      asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(shared_ + at) : "memory");
-      pair = p_.change == query_change::zero ? 0U : pair ^ tensor_operand<Format>::two_signs;
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared_ + at), "r"(pair) : "memory");
-    }
   }
 
   const forward_parameters& p_;

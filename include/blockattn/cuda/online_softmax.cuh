@@ -2,6 +2,8 @@
 #pragma once
 
 #include <blockattn/cuda/output_rows.cuh>
+#include <cmath>
+#include <limits>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
@@ -11,6 +13,32 @@ struct score_transform {
   float softcap_log2;    ///< softcap log2(e); 0 = none
   float softcap_factor;  ///< |scale| / softcap
 };
+
+/// What becomes of queries before they are multiplied: kernels want a positive scale.
+enum class query_change { none, negate, zero };
+
+/// How a call's scores are formed from products of its queries, changed, and its keys.
+struct score_form {
+  score_transform transform;
+  query_change change;
+};
+
+/// score_scale * softcap(scale * x).
+inline score_form score_form_of(double scale, double softcap, double score_scale = 1) {
+  constexpr double log2_e = 1.4426950408889634;
+  const double before_cap = std::abs(softcap > 0 ? scale : scale * score_scale);
+  const double after_cap = softcap > 0 ? softcap * std::abs(score_scale) : 1;
+  // A factor that fp32 holds as 0 would meet -inf in hidden pairs: the queries become 0 instead.
+  constexpr float least = std::numeric_limits<float>::min();
+  if (static_cast<float>(before_cap) < least || static_cast<float>(after_cap) < least) {
+    return {{1.0F, 0.0F, 0.0F}, query_change::zero};
+  }
+  const query_change change =
+      (scale < 0) != (score_scale < 0) ? query_change::negate : query_change::none;
+  if (softcap == 0) return {{static_cast<float>(before_cap * log2_e), 0.0F, 0.0F}, change};
+  return {{1.0F, static_cast<float>(after_cap * log2_e), static_cast<float>(before_cap / softcap)},
+          change};
+}
 
 /// The running maxima and sums of the rows that a warp holds in accumulators of 16 rows each. Lane
 /// l holds two rows of each, together with the other three lanes of its quad.

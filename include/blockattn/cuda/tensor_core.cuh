@@ -37,6 +37,9 @@ template <>
 struct tensor_operand<storage_format::bf16> {
   static constexpr std::uint32_t two_signs = 0x80008000U;
 
+  static __device__ __forceinline__ float widen(std::uint16_t bits) {
+    return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
+  }
   /// Rounds to nearest even; `low` goes to the low half.
   static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     std::uint32_t pair;
@@ -59,6 +62,11 @@ template <>
 struct tensor_operand<storage_format::fp16> {
   static constexpr std::uint32_t two_signs = 0x80008000U;
 
+  static __device__ __forceinline__ float widen(std::uint16_t bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+  }
   static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
     std::uint32_t pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

@@ -68,4 +68,21 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
   }
 }
 
+/// Sets the scores of columns from `end_of(half)` on to -inf, in the accumulators of one warp.
+template <int RowTiles, int KeyTiles, class EndOf>
+__device__ __forceinline__ void hide_columns(float (&scores)[RowTiles][KeyTiles][4],
+                                             const EndOf& end_of) {
+  const int first = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2 * RowTiles; ++half) {
+    const int end = end_of(half);
+#pragma unroll
+    for (int tile = 0; tile < KeyTiles; ++tile) {
+      float(&row_scores)[4] = scores[half / 2][tile];
+      if (8 * tile + first >= end) row_scores[2 * (half % 2)] = -INFINITY;
+      if (8 * tile + first + 1 >= end) row_scores[2 * (half % 2) + 1] = -INFINITY;
+    }
+  }
+}
+
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

@@ -2,10 +2,20 @@
 #pragma once
 
 #include <blockattn/cuda/online_softmax.cuh>
-#include <blockattn/cuda/output_rows.cuh>
+#include <blockattn/cuda/part_merge.cuh>
 #include <blockattn/cuda/shared_tile.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// Negates the queries of a tile, or makes them 0, with all threads of a cta.
+template <storage_format Format, int Rows, int Threads, class Tile>
+__device__ __forceinline__ void change_queries(Tile /*tile*/,
+                                               std::uint32_t queries,
+                                               query_change change) {
+  const bool keeps = change != query_change::zero;
+  Tile::template change_bits<Rows, Threads>(queries, keeps ? ~0U : 0U,
+                                            keeps ? tensor_operand<Format>::two_signs : 0U);
+}
 
 /// Where a row of a query tile goes.
 struct row_place {
@@ -48,19 +58,20 @@ class warp_attention {
   /// Row `half` (of `halves`) that this lane holds, among the warp's rows.
   __device__ __forceinline__ int row_of(int half) const { return 8 * half + lane_ / 4; }
 
-  /// Ends the rows and writes them where `place_of(row)` says. `log2_weight(statistics)` is added
-  /// to a row's lse, in base 2, before the sink logit.
-  template <class PlaceOf, class Log2Weight>
+  /// Ends the rows, whose keys are one partition, and writes them where `place_of(row)` says.
+  template <class PlaceOf>
   __device__ __forceinline__ void write_rows(const output_rows& out,
                                              const PlaceOf& place_of,
-                                             const Log2Weight& log2_weight) {
+                                             const partition_weight& weight) {
 #pragma unroll
     for (int half = 0; half < halves; ++half) {
       const row_place place = place_of(row_of(half));
       row_statistics statistics = softmax_.row(half);
       float factor = 0;
       if (place.exists) {
-        statistics.max_log2 += log2_weight(statistics);
+        const float shift = weight.shift_log2(statistics);
+        statistics.max_log2 += shift;
+        if (shift == -INFINITY) statistics.sum = 0;  // the weight takes the partition out
         factor = finish_row(out, statistics, place.token, place.head, lane_ % 4 == 0);
       }
 #pragma unroll

@@ -21,6 +21,13 @@ struct oracle_row {
   Real lse_bound = 0;
 };
 
+/// How a backend rounds, beside the arithmetic of the accumulator.
+struct attend_rounding {
+  double accumulator = 1;   ///< unit roundoff of a sum of products, in those of the accumulator
+  double weight = 0;        ///< unit roundoff of a softmax weight before it meets its value
+  double turned_query = 0;  ///< of a query that was turned by a query_shift
+};
+
 /// One partition of a row on its way.
 template <class Real, class V>
 struct oracle_partition {
@@ -49,16 +56,18 @@ Real log_sum_exp(const std::vector<Real>& x) {
 /// grow like a root, and their roundings cancel like one; a worst case would have head_dim for 3),
 /// and a few roundings of itself. Weights are then off by exp(2 delta) - 1 at most, where delta
 /// also holds the error of log_weight_scale * lse + log_weight, and so is o, relative to sum_j
-/// weight_j |v_j|.
+/// weight_j |v_j|. Weights that are rounded once more are off by `rounding.weight`, scores of
+/// turned queries by rounding.turned_query |scale score_scale| |q| |k| (Cauchy and Schwarz).
 template <class Q, class K, class V, class O>
 auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
                    const attend_sequence<K, V>& sequence,
                    index_t query,
-                   index_t head) {
+                   index_t head,
+                   const attend_rounding& rounding = {}) {
   using C = accumulator_t<Q, K, V, O>;
   using real = std::conditional_t<std::is_same_v<C, double>, long double, double>;
-  constexpr real unit = std::numeric_limits<C>::epsilon() / 2;
+  const real unit = static_cast<real>(rounding.accumulator) * std::numeric_limits<C>::epsilon() / 2;
   constexpr real infinity = std::numeric_limits<real>::infinity();
   const index_t dim = arguments.q.head_dim;
   const auto root = std::sqrt(static_cast<real>(dim));
@@ -87,6 +96,7 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
       turned_by = segment.query_shift;
       turned = turned_by == 0 ? q : rotated_by_definition(*options.rope, q, turned_by, 1);
     }
+    const auto turn_unit = static_cast<real>(segment.query_shift != 0 ? rounding.turned_query : 0);
     for (index_t j = 0; j < visible; ++j) {
       const index_t kv_head = head / (arguments.q.heads / segment.k.heads);
       real dot = 0;
@@ -100,11 +110,11 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
       const real capped = softcap > 0 ? softcap * std::tanh(scale * dot / softcap) : scale * dot;
       const real score = static_cast<real>(segment.score_scale) * capped;
       partition.scores.push_back(score);
-      partition.score_error =
-          std::max(partition.score_error,
-                   unit * (3 * std::abs(scale * static_cast<real>(segment.score_scale)) * q_norm *
-                               std::sqrt(k_square) +
-                           3 * std::abs(score)));
+      partition.score_error = std::max(
+          partition.score_error, (3 * unit + turn_unit) *
+                                         std::abs(scale * static_cast<real>(segment.score_scale)) *
+                                         q_norm * std::sqrt(k_square) +
+                                     3 * unit * std::abs(score));
       partition.values.push_back(segment.v.row(j, kv_head));
     }
   };
@@ -149,7 +159,9 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
       }
     }
   }
-  for (real& bound : row.o_bound) bound *= std::expm1(2 * delta) + 8 * unit;
+  for (real& bound : row.o_bound) {
+    bound *= std::expm1(2 * delta) + 8 * unit + static_cast<real>(rounding.weight);
+  }
   row.lse_bound = row.lse == -infinity ? 0 : delta + 4 * unit * (1 + std::abs(row.lse));
   return row;
 }
@@ -158,7 +170,8 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
 /// something is NaN or a row that sees nothing is not exactly (0, -inf).
 template <class Q, class K, class V, class O>
 double largest_attend_error(const attend_arguments<Q, K, V, O>& arguments,
-                            const attend_options& options) {
+                            const attend_options& options,
+                            const attend_rounding& rounding = {}) {
   double largest = 0;
   const auto note = [&](auto error, auto bound) {
     if (error == 0) return;
@@ -168,7 +181,7 @@ double largest_attend_error(const attend_arguments<Q, K, V, O>& arguments,
   for (const auto& sequence : arguments.sequences) {
     for (index_t query = 0; query < sequence.queries.size(); ++query) {
       for (index_t head = 0; head < arguments.q.heads; ++head) {
-        const auto row = attend_oracle(arguments, options, sequence, query, head);
+        const auto row = attend_oracle(arguments, options, sequence, query, head, rounding);
         using real = std::decay_t<decltype(row.lse)>;
         const index_t token = sequence.queries.begin + query;
         for (std::size_t t = 0; t < row.o.size(); ++t) {

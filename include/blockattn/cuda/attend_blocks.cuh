@@ -1,0 +1,211 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/attention/attend_checks.hpp>
+#include <blockattn/cuda/attend_kernel.cuh>
+#include <blockattn/cuda/attend_packer.cuh>
+#include <blockattn/cuda/forward.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda {
+
+/// Memory of an attend_blocks call, in bytes.
+struct attend_sizes {
+  index_t workspace;  ///< device memory, aligned to workspace_alignment
+  index_t staging;    ///< host memory, 0 for short lists; page-locked, or the copy waits
+};
+
+namespace detail {
+
+/// Everything that `cuda::attend_blocks` refuses. Reads no device memory. Returns the number of kv
+/// heads.
+template <class Q, class K, class V, class O>
+index_t check_attend_call(const char* function,
+                          const attend_arguments<Q, K, V, O>& arguments,
+                          const attend_options& options) {
+  using blockattn::detail::require;
+  attend_arguments<Q, K, V, O> without_sinks = arguments;  // whose values are on the device
+  without_sinks.sink_logits = {};
+  const index_t kv_heads = blockattn::detail::check_attend(function, without_sinks, options);
+  require(arguments.sink_logits.empty() || std::ssize(arguments.sink_logits) == arguments.q.heads,
+          function, ": ", arguments.sink_logits.size(), " sink_logits for ", arguments.q.heads,
+          " query heads");
+  check_device_head_dim(function, "q", arguments.q.head_dim);
+  check_device_head_dim(function, "o", arguments.o.head_dim);
+  const double scale = options.scale.value_or(1);
+  constexpr index_t most = index_t{1} << 30;
+  require(arguments.q.tokens * std::max<index_t>(1, arguments.q.heads) < most, function, ": q has ",
+          arguments.q.tokens, " tokens x ", arguments.q.heads, " heads, must be below 2^30");
+  index_t number = 0;
+  for (const auto& sequence : arguments.sequences) {
+    index_t keys = sequence.tail.k.tokens;
+    const auto check_scale = [&](double score_scale) {
+      require(blockattn::detail::is_finite_as<float>(
+                  score_scale * (options.softcap > 0 ? options.softcap : scale)),
+              function, ": sequence ", number, ": score_scale ", score_scale,
+              " times scale or softcap is beyond fp32");
+    };
+    check_scale(sequence.tail.score_scale);
+    for (const auto& segment : sequence.segments) {
+      keys += segment.k.tokens;
+      check_scale(segment.score_scale);
+    }
+    require(keys < most, function, ": sequence ", number, " has ", keys,
+            " keys, must be below 2^30");
+    ++number;
+  }
+  return kv_heads;
+}
+
+template <class Q, class K, class V, class O>
+attend_packer<K, V> pack_attend(const attend_arguments<Q, K, V, O>& arguments,
+                                const attend_options& options,
+                                index_t kv_heads) {
+  return {
+      arguments.sequences,
+      {.kv_heads = kv_heads,
+       .group_heads = arguments.q.heads / kv_heads,
+       .columns = attend_columns(arguments.q.head_dim, arguments.o.head_dim),
+       .scale = blockattn::detail::resolved_scale({.scale = options.scale}, arguments.q.head_dim),
+       .softcap = options.softcap}};
+}
+
+template <class Q, class K, class V, class O>
+attend_parameters attend_parameters_of(const attend_arguments<Q, K, V, O>& arguments,
+                                       const attend_options& options,
+                                       index_t kv_heads) {
+  attend_parameters p{};
+  const device_view q = as_device_view(arguments.q);
+  p.q = q.data;
+  p.q_token_stride = q.token_stride;
+  p.q_head_stride = q.head_stride;
+  p.out = output_rows_of(arguments.o, arguments.lse, arguments.sink_logits);
+  p.kv_heads = static_cast<int>(kv_heads);
+  p.group_heads = static_cast<int>(arguments.q.heads / kv_heads);
+  p.head_dim = static_cast<int>(arguments.q.head_dim);
+  p.value_dim = static_cast<int>(arguments.o.head_dim);
+  bool vectors = rows_are_aligned(arguments.q);
+  const auto look_at = [&vectors](const key_segment<K, V>& segment) {
+    if (segment.k.tokens == 0) return;
+    vectors = vectors && rows_are_aligned(segment.k) && rows_are_aligned(segment.v);
+  };
+  for (const auto& sequence : arguments.sequences) {
+    look_at(sequence.tail);
+    for (const auto& segment : sequence.segments) look_at(segment);
+  }
+  p.vectors = vectors ? 1 : 0;
+  if (options.rope != nullptr && options.rope->pairs() <= device_rope::most_pairs) {
+    p.turn = device_rope(*options.rope);
+  }
+  return p;
+}
+
+/// Bytes of host memory that must last until tables of `size` bytes are on the device.
+constexpr index_t staging_of(index_t size) { return size <= table_image::most_bytes ? 0 : size; }
+
+/// Enqueues the writing of a call's tables to the front of its workspace.
+template <class Packer>
+void send_tables(const char* function,
+                 const Packer& packer,
+                 std::span<std::byte> workspace,
+                 std::span<std::byte> staging,
+                 cudaStream_t stream) {
+  const index_t size = packer.table_size();
+  if (staging_of(size) == 0) {
+    table_image tables;
+    packer.write({reinterpret_cast<std::byte*>(tables.words), sizeof tables.words});
+    const int words = static_cast<int>(size / 16);
+    write_tables_kernel<128><<<static_cast<unsigned>(ceil_divide(words, 128)), 128, 0, stream>>>(
+        tables, reinterpret_cast<uint4*>(workspace.data()), words);
+    require_success(cudaGetLastError(), function, "the launch that writes tables");
+    return;
+  }
+  packer.write(staging);
+  require_success(cudaMemcpyAsync(workspace.data(), staging.data(), static_cast<std::size_t>(size),
+                                  cudaMemcpyHostToDevice, stream),
+                  function, "the copy of tables");
+}
+
+/// Enqueues the kernels of one row class.
+template <storage_format Format, class Tuning, class Counts>
+void launch_attend(const char* function,
+                   attend_parameters p,
+                   const Counts& counts,
+                   cudaStream_t stream) {
+  if (counts.items == 0) return;
+  using cta = attend_cta<Format, Tuning>;
+  const auto kernel = attend_kernel<Format, Tuning>;
+  p.items += counts.first_item;
+  p.splits += counts.first_split;
+  require_success(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, cta::shared_bytes),
+      function, "reserving shared memory");
+  kernel<<<static_cast<unsigned>(counts.items * p.kv_heads), cta::threads, cta::shared_bytes,
+           stream>>>(p);
+  require_success(cudaGetLastError(), function, "the launch");
+  if (counts.splits == 0) return;
+  const dim3 grid(static_cast<unsigned>(counts.splits), static_cast<unsigned>(p.kv_heads),
+                  Tuning::rows / Tuning::warps);
+  attend_merge_kernel<Tuning><<<grid, Tuning::warps * 32, 0, stream>>>(p);
+  require_success(cudaGetLastError(), function, "the launch of the merge");
+}
+
+}  // namespace detail
+
+/// The memory that `attend_blocks` needs for a call. Throws what it throws. O(segments).
+template <class Q, class K = Q, class V = K, class O = Q>
+attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
+                           const attend_options& options = {}) {
+  const index_t kv_heads = detail::check_attend_call("cuda::attend_memory", arguments, options);
+  const auto packer = detail::pack_attend(arguments, options, kv_heads);
+  return {packer.size(), detail::staging_of(packer.table_size())};
+}
+
+/// Attention of new queries to keys that stay where they are: cached blocks, pages, a shared
+/// prefix, and the sequence's own growing tail (formula: key_segment, cpu::attend_blocks). For each
+/// sequence, query and head
+///   o, lse = softmax over the keys of all its segments and the visible part of its tail [, sink
+///   logit]
+/// q, o, lse, sink_logits and the data of all segments are device memory; the lists of sequences
+/// and segments are host memory and free when the call returns. q, k and v are all bf16 or all
+/// fp16, o bf16, fp16 or fp32; head dims multiples of 8 up to 256. Products and sums are in fp32,
+/// softmax weights and queries that are turned by a query_shift are rounded to the format of q.
+/// Strides of any kind; fastest when every row begins at a multiple of 16 bytes.
+///
+/// The query heads of a kv head and the queries of a sequence are rows of one tile (of 16, 64 or
+/// 128), so that keys are read once for all of them; neighbouring segments with equal partition,
+/// query_shift and score_scale are one axis of keys, so that pages of any size fill tiles; long
+/// lists of keys are cut and merged, at places that depend on the call's shapes alone: same inputs,
+/// same bits.
+///
+/// Enqueues at most seven kernels on `stream`, or six and one copy of tables from `staging`, which
+/// must not change before it is done; allocates nothing. Throws `error` on everything that
+/// cpu::attend_blocks refuses, 2^30 keys or more in a sequence, and memory that is too small or
+/// misaligned; nothing has been enqueued then. Host work: O(segments x row tiles).
+template <class Q, class K = Q, class V = K, class O = Q>
+void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
+                   const attend_options& options,
+                   std::span<std::byte> workspace,
+                   std::span<std::byte> staging,
+                   cudaStream_t stream) {
+  constexpr const char* function = "cuda::attend_blocks";
+  detail::check_forward_storage<Q, K, V, O>();
+  const index_t kv_heads = detail::check_attend_call(function, arguments, options);
+  const auto packer = detail::pack_attend(arguments, options, kv_heads);
+  blockattn::detail::check_workspace(function, workspace, packer.size());
+  const index_t staged = detail::staging_of(packer.table_size());
+  blockattn::detail::require(static_cast<index_t>(staging.size()) >= staged, function,
+                             ": staging has ", staging.size(), " bytes, needs ", staged);
+  if (arguments.q.heads == 0 || packer.table_size() == 0) return;
+  detail::attend_parameters p = detail::attend_parameters_of(arguments, options, kv_heads);
+  detail::send_tables(function, packer, workspace, staging, stream);
+  packer.describe(workspace, p);
+  const index_t columns = detail::attend_columns(p.head_dim, p.value_dim);
+  for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
+    detail::with_attend_tuning(columns, row_class, [&](auto tuning) {
+      detail::launch_attend<format_of<K>, decltype(tuning)>(function, p, packer.of_class(row_class),
+                                                            stream);
+    });
+  }
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda

@@ -1,0 +1,263 @@
+// Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <blockattn/cuda/attend_tuning.cuh>
+#include <blockattn/cuda/attend_walk.cuh>
+#include <blockattn/cuda/tile_mask.cuh>
+#include <blockattn/cuda/warp_attention.cuh>
+
+namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// One cta: a run of key tiles of one row tile in one kv head.
+template <storage_format Format, class Tuning>
+class attend_cta {
+ public:
+  static constexpr int threads = Tuning::threads;
+  static constexpr int rows_per_warp = Tuning::rows / Tuning::row_warps;
+  static constexpr int keys_per_warp = Tuning::keys / Tuning::key_warps;
+  using warp = warp_attention<Format, Tuning::columns, rows_per_warp / 16, keys_per_warp / 8>;
+  using tile = shared_tile<Tuning::columns>;
+  using walk = attend_walk<Tuning::keys, Tuning::stages>;
+  static constexpr int query_bytes = Tuning::rows * tile::row_bytes;
+  static constexpr int key_bytes = Tuning::keys * tile::row_bytes;
+  static constexpr int tile_bytes = query_bytes + 2 * Tuning::stages * key_bytes;
+  static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(typename walk::state));
+
+  __device__ __forceinline__ attend_cta(const attend_parameters& parameters, unsigned char* shared)
+      : p_(parameters),
+        bytes_(shared),
+        shared_(shared_address(shared)),
+        warp_row_(static_cast<int>(threadIdx.x / 32) % Tuning::row_warps * rows_per_warp),
+        warp_key_(static_cast<int>(threadIdx.x / 32) / Tuning::row_warps * keys_per_warp),
+        rows_(shared_ + warp_row_ * tile::row_bytes) {}
+
+  /// Attends to the key tiles of an item.
+  __device__ __forceinline__ void attend(const attend_item& item, int kv_head) {
+    walk walk(*reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes), p_, item, kv_head);
+    walk.prepare(0);
+    __syncthreads();
+    for (int t = 0; t + 1 < Tuning::stages; ++t) {
+      load_keys(walk, t);
+      walk.prepare(t + 1);
+      __syncthreads();
+    }
+    int group = -1;
+    for (int t = 0; t < walk.tiles(); ++t) {
+      wait_for_copies<Tuning::stages - 2>();
+      __syncthreads();
+      const key_tile keys = walk.tile(t);
+      if (keys.group != group) {
+        group = keys.group;
+        load_queries(item, kv_head, p_.groups[group]);
+      }
+      load_keys(walk, t + Tuning::stages - 1);
+      walk.prepare(t + Tuning::stages);
+      const key_group& g = p_.groups[group];
+      const std::uint32_t stage = keys_in_stage(t) + warp_key_ * tile::row_bytes;
+      rows_.attend(g.form.transform, stage, stage + key_bytes, [&](auto& scores) {
+        const int first = keys.first_key + warp_key_;
+        const int first_query = (item.first_row + warp_row_) / p_.group_heads;
+        if (min(g.keys - 1, g.last_key + first_query) >= first + keys_per_warp - 1) return;
+        hide_columns(scores, [&](int half) {
+          const int query = (item.first_row + warp_row_ + rows_.row_of(half)) / p_.group_heads;
+          return min(g.keys, g.last_key + query + 1) - first;
+        });
+      });
+    }
+    if (Tuning::key_warps > 1) join_key_warps();
+  }
+
+  /// Writes the rows of an item: the result where it is the only one, else a part.
+  __device__ __forceinline__ void write(const attend_item& item, int kv_head) {
+    if (warp_key_ > 0) return;
+    const int first = item.first_row + warp_row_;
+    const auto place_of = [&, first](int row) {
+      const int at = first + row;
+      return row_place{item.first_query + at / p_.group_heads,
+                       kv_head * p_.group_heads + at % p_.group_heads, at < item.rows};
+    };
+    if (item.part_row < 0) {
+      rows_.write_rows(p_.out, place_of, item.weight);
+    } else {
+      const std::int64_t row = kv_head * p_.part_row_count + item.part_row + warp_row_;
+      rows_.write_part(p_.part_rows + row, p_.part_values + row * Tuning::columns, place_of);
+    }
+  }
+
+ private:
+  /// Where tile t of the item lies: keys, then values.
+  __device__ __forceinline__ std::uint32_t keys_in_stage(int t) const {
+    return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
+  }
+
+  /// Begins to load tile t, a group of copies, empty behind the last tile. Whoever used its place
+  /// is past a barrier.
+  __device__ __forceinline__ void load_keys(const walk& walk, int t) const {
+    if (t < walk.tiles()) {
+      const auto* const state = reinterpret_cast<const typename walk::state*>(bytes_ + tile_bytes);
+      const auto row_of = [t](const std::uint16_t* const(&rows)[2][Tuning::keys]) {
+        return [&rows, t](int row, int later) {
+          const std::uint16_t* const at = rows[t % 2][row + later];
+          return source_row{at, at != nullptr};
+        };
+      };
+      const std::uint32_t to = keys_in_stage(t);
+      tile::template load_rows<Tuning::keys, threads>(to, p_.head_dim, p_.vectors,
+                                                      row_of(state->k));
+      tile::template load_rows<Tuning::keys, threads>(to + key_bytes, p_.value_dim, p_.vectors,
+                                                      row_of(state->v));
+    }
+    commit_copies();
+  }
+
+  /// Loads the rows' queries as they meet the keys of a group. Everybody is past a barrier behind
+  /// the last use of the queries, and returns from one.
+  __device__ __forceinline__ void load_queries(const attend_item& item,
+                                               int kv_head,
+                                               const key_group& group) const {
+    tile::template load_rows<Tuning::rows, threads>(
+        shared_, p_.head_dim, p_.vectors, [&](int row, int later) {
+          const int at = item.first_row + row + later;
+          const int query = at / p_.group_heads;
+          const int head = kv_head * p_.group_heads + at - query * p_.group_heads;
+          return source_row{
+              p_.q + (item.first_query + query) * p_.q_token_stride + head * p_.q_head_stride,
+              at < item.rows};
+        });
+    commit_copies();
+    wait_for_copies<0>();
+    __syncthreads();
+    if (group.query_shift != 0) {
+      turn_queries(group.query_shift);
+      __syncthreads();
+    }
+    if (group.form.change != query_change::none) {
+      change_queries<Format, Tuning::rows, threads>(tile{}, shared_, group.form.change);
+      __syncthreads();
+    }
+  }
+
+  /// Turns all rows in place; a thread takes one pair of values in several rows.
+  __device__ __forceinline__ void turn_queries(double shift) const {
+    const int pairs = p_.turn.pairs;
+    const int row_groups = max(1, threads / max(1, pairs));
+    for (int unit = static_cast<int>(threadIdx.x); unit < pairs * row_groups; unit += threads) {
+      const int pair = unit % pairs;
+      const float2 angle = p_.turn.angle(shift, pair);
+      const int column = p_.turn.step * pair;
+#pragma unroll 4
+      for (int row = unit / pairs; row < Tuning::rows; row += row_groups) {
+        std::uint16_t& x = *tile::element(bytes_, row, column);
+        std::uint16_t& y = *tile::element(bytes_, row, column + p_.turn.apart);
+        const float a = tensor_operand<Format>::widen(x);
+        const float b = tensor_operand<Format>::widen(y);
+        const std::uint32_t turned =
+            tensor_operand<Format>::pack(a * angle.x - b * angle.y, b * angle.x + a * angle.y);
+        x = static_cast<std::uint16_t>(turned);
+        y = static_cast<std::uint16_t>(turned >> 16);
+      }
+    }
+  }
+
+  /// Gives the first key warp what the others have summed up over their keys of each tile.
+  __device__ __forceinline__ void join_key_warps() {
+    constexpr int values = warp::value_tiles * 4 * rows_per_warp / 16;
+    struct warp_part {
+      float max_log2[warp::halves][32];
+      float sum[warp::halves][32];
+      float values[values][32];
+    };
+    static_assert(Tuning::row_warps == 1 || Tuning::key_warps == 1);
+    static_assert((Tuning::key_warps - 1) * sizeof(warp_part) <=
+                  2 * Tuning::stages * std::size_t{key_bytes});
+    wait_for_copies<0>();
+    __syncthreads();
+    auto* const parts = reinterpret_cast<warp_part*>(bytes_ + query_bytes);
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp_number = static_cast<int>(threadIdx.x) / 32;
+    auto& softmax = rows_.softmax();
+    float* const own = &rows_.values()[0][0][0];
+    if (warp_number > 0) {
+      warp_part& part = parts[warp_number - 1];
+#pragma unroll
+      for (int half = 0; half < warp::halves; ++half) {
+        part.max_log2[half][lane] = softmax.max_log2[half];
+        part.sum[half][lane] = softmax.sum[half];
+      }
+#pragma unroll
+      for (int i = 0; i < values; ++i) part.values[i][lane] = own[i];
+    }
+    __syncthreads();
+    if (warp_number > 0) return;
+#pragma unroll 1
+    for (int other = 0; other < Tuning::key_warps - 1; ++other) {
+      const warp_part& part = parts[other];
+#pragma unroll
+      for (int half = 0; half < warp::halves; ++half) {
+        const float theirs = part.max_log2[half][lane];
+        const float largest = fmaxf(softmax.max_log2[half], theirs);
+        const float keeps = exp2_approximate(softmax.max_log2[half] - largest);
+        const float takes = exp2_approximate(theirs - largest);
+        softmax.max_log2[half] = largest;
+        softmax.sum[half] = keeps * softmax.sum[half] + takes * part.sum[half][lane];
+#pragma unroll
+        for (int i = 0; i < values; ++i) {
+          const bool of_half = i / (warp::value_tiles * 4) == half / 2 && i % 4 / 2 == half % 2;
+          if (of_half) own[i] = keeps * own[i] + takes * part.values[i][lane];
+        }
+      }
+    }
+  }
+
+  const attend_parameters& p_;
+  unsigned char* bytes_;  ///< queries, then stages of keys and values, then the walk's state
+  std::uint32_t shared_;
+  int warp_row_;  ///< this warp's first row in the row tile
+  int warp_key_;  ///< and its first key in every key tile
+  warp rows_;
+};
+
+/// Tables that are small enough to travel with a launch: a copy engine would cost 10 us.
+struct table_image {
+  static constexpr int most_bytes = 16 * 1024 - 64;
+  uint4 words[most_bytes / 16];
+};
+
+/// Writes `count` words of tables to device memory. Grid: count / Threads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads)
+    write_tables_kernel(const __grid_constant__ table_image tables, uint4* to, int count) {
+  const int i = static_cast<int>(blockIdx.x * Threads + threadIdx.x);
+  if (i < count) to[i] = tables.words[i];
+}
+
+/// Grid: items x kv heads. Dynamic shared memory: attend_cta::shared_bytes.
+template <storage_format Format, class Tuning>
+__global__ void __launch_bounds__(Tuning::threads, Tuning::ctas_per_processor)
+    attend_kernel(const __grid_constant__ attend_parameters p) {
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const int kv_head = static_cast<int>(blockIdx.x) % p.kv_heads;
+  const attend_item& item = p.items[blockIdx.x / static_cast<unsigned>(p.kv_heads)];
+  attend_cta<Format, Tuning> cta(p, shared);
+  cta.attend(item, kv_head);
+  cta.write(item, kv_head);
+}
+
+/// Joins the parts of row tiles. Grid: (splits, kv heads, rows of a tile / warps); one warp for
+/// each row.
+template <class Tuning>
+__global__ void __launch_bounds__(Tuning::warps * 32)
+    attend_merge_kernel(const __grid_constant__ attend_parameters p) {
+  const attend_split& split = p.splits[blockIdx.x];
+  const int kv_head = static_cast<int>(blockIdx.y);
+  const int row = static_cast<int>(blockIdx.z * Tuning::warps + threadIdx.x / 32);
+  if (row >= split.rows) return;
+  const std::int64_t first = kv_head * p.part_row_count + split.part_row + row;
+  const row_parts parts{p.part_rows + first, p.part_values + first * Tuning::columns, Tuning::rows};
+  const int at = split.first_row + row;
+  merge_row<Tuning::columns>(p.out, parts, p.runs + split.first_run, split.runs,
+                             split.first_query + at / p.group_heads,
+                             kv_head * p.group_heads + at % p.group_heads);
+}
+
+}  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
