@@ -84,8 +84,10 @@ attend_parameters attend_parameters_of(const attend_arguments<Q, K, V, O>& argum
   p.head_dim = static_cast<int>(arguments.q.head_dim);
   p.value_dim = static_cast<int>(arguments.o.head_dim);
   bool vectors = rows_are_aligned(arguments.q);
-  const auto look_at = [&vectors](const key_segment<K, V>& segment) {
+  bool turns = false;
+  const auto look_at = [&](const key_segment<K, V>& segment) {
     if (segment.k.tokens == 0) return;
+    turns = turns || segment.query_shift != 0;
     vectors = vectors && rows_are_aligned(segment.k) && rows_are_aligned(segment.v);
   };
   for (const auto& sequence : arguments.sequences) {
@@ -93,33 +95,31 @@ attend_parameters attend_parameters_of(const attend_arguments<Q, K, V, O>& argum
     for (const auto& segment : sequence.segments) look_at(segment);
   }
   p.vectors = vectors ? 1 : 0;
-  if (options.rope != nullptr && options.rope->pairs() <= device_rope::most_pairs) {
-    p.turn = device_rope(*options.rope);
-  }
+  if (turns) p.turn = device_rope(*options.rope);
   return p;
 }
 
 /// Bytes of host memory that must last until tables of `size` bytes are on the device.
-constexpr index_t staging_of(index_t size) { return size <= table_image::most_bytes ? 0 : size; }
+constexpr index_t staging_of(index_t size) {
+  return size <= attend_parameters::most_image_bytes ? 0 : size;
+}
 
-/// Enqueues the writing of a call's tables to the front of its workspace.
+/// Writes a call's tables to its kernels' parameters or, through `staging`, to the front of its
+/// workspace.
 template <class Packer>
 void send_tables(const char* function,
                  const Packer& packer,
                  std::span<std::byte> workspace,
                  std::span<std::byte> staging,
-                 cudaStream_t stream) {
+                 cudaStream_t stream,
+                 attend_parameters& p) {
   const index_t size = packer.table_size();
   if (staging_of(size) == 0) {
-    table_image tables;
-    packer.write({reinterpret_cast<std::byte*>(tables.words), sizeof tables.words});
-    const int words = static_cast<int>(size / 16);
-    write_tables_kernel<128><<<static_cast<unsigned>(ceil_divide(words, 128)), 128, 0, stream>>>(
-        tables, reinterpret_cast<uint4*>(workspace.data()), words);
-    require_success(cudaGetLastError(), function, "the launch that writes tables");
+    packer.write({p.image, sizeof p.image});
     return;
   }
   packer.write(staging);
+  p.tables = workspace.data();
   require_success(cudaMemcpyAsync(workspace.data(), staging.data(), static_cast<std::size_t>(size),
                                   cudaMemcpyHostToDevice, stream),
                   function, "the copy of tables");
@@ -128,14 +128,12 @@ void send_tables(const char* function,
 /// Enqueues the kernels of one row class.
 template <storage_format Format, class Tuning, class Counts>
 void launch_attend(const char* function,
-                   attend_parameters p,
+                   const attend_parameters& p,
                    const Counts& counts,
                    cudaStream_t stream) {
   if (counts.items == 0) return;
   using cta = attend_cta<Format, Tuning>;
   const auto kernel = attend_kernel<Format, Tuning>;
-  p.items += counts.first_item;
-  p.splits += counts.first_split;
   require_success(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, cta::shared_bytes),
       function, "reserving shared memory");
@@ -144,9 +142,8 @@ void launch_attend(const char* function,
   require_success(cudaGetLastError(), function, "the launch");
   if (counts.splits == 0) return;
   const dim3 grid(static_cast<unsigned>(counts.splits), static_cast<unsigned>(p.kv_heads),
-                  Tuning::rows / Tuning::warps);
-  attend_merge_kernel<Tuning><<<grid, Tuning::warps * 32, 0, stream>>>(p);
-  require_success(cudaGetLastError(), function, "the launch of the merge");
+                  Tuning::rows);
+  launch_behind(function, attend_merge_kernel<Tuning>, grid, merge_warps * 32, stream, p);
 }
 
 }  // namespace detail
@@ -177,10 +174,11 @@ attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
 /// lists of keys are cut and merged, at places that depend on the call's shapes alone: same inputs,
 /// same bits.
 ///
-/// Enqueues at most seven kernels on `stream`, or six and one copy of tables from `staging`, which
-/// must not change before it is done; allocates nothing. Throws `error` on everything that
-/// cpu::attend_blocks refuses, 2^30 keys or more in a sequence, and memory that is too small or
-/// misaligned; nothing has been enqueued then. Host work: O(segments x row tiles).
+/// Enqueues at most six kernels on `stream`, before them a copy of tables from `staging`, which
+/// must not change before it is done, when the call has too many segments for a kernel's
+/// parameters; allocates nothing. Throws `error` on everything that cpu::attend_blocks refuses,
+/// 2^30 keys or more in a sequence, and memory that is too small or misaligned; nothing has been
+/// enqueued then. Host work: O(segments x row tiles).
 template <class Q, class K = Q, class V = K, class O = Q>
 void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
@@ -197,10 +195,11 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                              ": staging has ", staging.size(), " bytes, needs ", staged);
   if (arguments.q.heads == 0 || packer.table_size() == 0) return;
   detail::attend_parameters p = detail::attend_parameters_of(arguments, options, kv_heads);
-  detail::send_tables(function, packer, workspace, staging, stream);
-  packer.describe(workspace, p);
+  packer.describe_parts(workspace, p);
+  detail::send_tables(function, packer, workspace, staging, stream, p);
   const index_t columns = detail::attend_columns(p.head_dim, p.value_dim);
   for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
+    p.at = packer.places(row_class);
     detail::with_attend_tuning(columns, row_class, [&](auto tuning) {
       detail::launch_attend<format_of<K>, decltype(tuning)>(function, p, packer.of_class(row_class),
                                                             stream);

@@ -3,6 +3,7 @@
 
 #include <blockattn/cuda/attend_tuning.cuh>
 #include <blockattn/cuda/attend_walk.cuh>
+#include <blockattn/cuda/runtime.cuh>
 #include <blockattn/cuda/tile_mask.cuh>
 #include <blockattn/cuda/warp_attention.cuh>
 
@@ -34,35 +35,30 @@ class attend_cta {
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const attend_item& item, int kv_head) {
     walk walk(*reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes), p_, item, kv_head);
-    walk.prepare(0);
     __syncthreads();
-    for (int t = 0; t + 1 < Tuning::stages; ++t) {
+    walk.prepare(0);
+    load_queries(walk);
+    for (int t = 0; t < Tuning::stages; ++t) {
+      __syncthreads();
       load_keys(walk, t);
       walk.prepare(t + 1);
-      __syncthreads();
     }
-    int group = -1;
     for (int t = 0; t < walk.tiles(); ++t) {
-      wait_for_copies<Tuning::stages - 2>();
+      // Groups of copies under way behind that of tile t; of the first tiles none is awaited yet.
+      t == 0 ? wait_for_copies<Tuning::stages - 1>() : wait_for_copies<Tuning::stages - 2>();
       __syncthreads();
-      const key_tile keys = walk.tile(t);
-      if (keys.group != group) {
-        group = keys.group;
-        load_queries(item, kv_head, p_.groups[group]);
+      if (walk.tile(t).enters) {
+        if (t > 0) enter_group(walk, t);
+        form_queries(walk.group());
       }
-      load_keys(walk, t + Tuning::stages - 1);
-      walk.prepare(t + Tuning::stages);
-      const key_group& g = p_.groups[group];
+      if (t > 0) {
+        load_keys(walk, t + Tuning::stages - 1);
+        walk.prepare(t + Tuning::stages);
+      }
       const std::uint32_t stage = keys_in_stage(t) + warp_key_ * tile::row_bytes;
-      rows_.attend(g.form.transform, stage, stage + key_bytes, [&](auto& scores) {
-        const int first = keys.first_key + warp_key_;
-        const int first_query = (item.first_row + warp_row_) / p_.group_heads;
-        if (min(g.keys - 1, g.last_key + first_query) >= first + keys_per_warp - 1) return;
-        hide_columns(scores, [&](int half) {
-          const int query = (item.first_row + warp_row_ + rows_.row_of(half)) / p_.group_heads;
-          return min(g.keys, g.last_key + query + 1) - first;
-        });
-      });
+      const score_transform transform = walk.group().form.transform;
+      rows_.attend(transform, stage, stage + key_bytes,
+                   [&](auto& scores) { mask(scores, walk, walk.tile(t).keys_left); });
     }
     if (Tuning::key_warps > 1) join_key_warps();
   }
@@ -90,43 +86,77 @@ class attend_cta {
     return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
   }
 
+  /// Hides keys that lie behind the group's last one, of which `keys_left` are left from the tile's
+  /// first on, or that a row's query does not see yet.
+  template <class Scores>
+  __device__ __forceinline__ void mask(Scores& scores, const walk& walk, int keys_left) const {
+    // Keys from the warp's first one on: of the group, and those that query 0 sees.
+    const int left = keys_left - warp_key_;
+    const int seen = left + walk.group().last_key + 1 - walk.group().keys;
+    if (min(left, seen + walk.first_query()) >= keys_per_warp) return;
+    hide_columns(scores, [&](int half) {
+      const int row = walk.item().first_row + warp_row_ + rows_.row_of(half);
+      return min(left, seen + row / p_.group_heads);
+    });
+  }
+
   /// Begins to load tile t, a group of copies, empty behind the last tile. Whoever used its place
   /// is past a barrier.
   __device__ __forceinline__ void load_keys(const walk& walk, int t) const {
     if (t < walk.tiles()) {
-      const auto* const state = reinterpret_cast<const typename walk::state*>(bytes_ + tile_bytes);
-      const auto row_of = [t](const std::uint16_t* const(&rows)[2][Tuning::keys]) {
-        return [&rows, t](int row, int later) {
-          const std::uint16_t* const at = rows[t % 2][row + later];
-          return source_row{at, at != nullptr};
-        };
-      };
+      const auto& state = *reinterpret_cast<const typename walk::state*>(bytes_ + tile_bytes);
       const std::uint32_t to = keys_in_stage(t);
-      tile::template load_rows<Tuning::keys, threads>(to, p_.head_dim, p_.vectors,
-                                                      row_of(state->k));
-      tile::template load_rows<Tuning::keys, threads>(to + key_bytes, p_.value_dim, p_.vectors,
-                                                      row_of(state->v));
+      load_tile(to, p_.head_dim, state.k_run[t % 2], state.k_rows[t % 2], state.rows[t % 2]);
+      load_tile(to + key_bytes, p_.value_dim, state.v_run[t % 2], state.v_rows[t % 2],
+                state.rows[t % 2]);
     }
     commit_copies();
   }
 
-  /// Loads the rows' queries as they meet the keys of a group. Everybody is past a barrier behind
-  /// the last use of the queries, and returns from one.
-  __device__ __forceinline__ void load_queries(const attend_item& item,
-                                               int kv_head,
-                                               const key_group& group) const {
+  /// Begins to load the first `rows` rows of a tile, and zeros behind them.
+  __device__ __forceinline__ void load_tile(std::uint32_t to,
+                                            int columns,
+                                            const key_run& run,
+                                            const std::uint16_t* const (&places)[Tuning::keys],
+                                            int rows) const {
+    if (run.first != nullptr) {
+      const device_view view{run.first, run.stride, 0, columns, p_.vectors};
+      tile::template load<Tuning::keys, threads>(
+          to, run.first, view, [rows](int row, int later) { return row < rows - later; });
+      return;
+    }
+    tile::template load_rows<Tuning::keys, threads>(
+        to, columns, p_.vectors, [&places, rows](int row, int later) {
+          const bool exists = row < rows - later;
+          return source_row{exists ? places[row + later] : nullptr, exists};
+        });
+  }
+
+  /// Begins to load the rows' queries; whoever used them is past a barrier.
+  __device__ __forceinline__ void load_queries(const walk& walk) const {
+    const attend_item& item = walk.item();
     tile::template load_rows<Tuning::rows, threads>(
         shared_, p_.head_dim, p_.vectors, [&](int row, int later) {
           const int at = item.first_row + row + later;
           const int query = at / p_.group_heads;
-          const int head = kv_head * p_.group_heads + at - query * p_.group_heads;
+          const int head = walk.kv_head() * p_.group_heads + at - query * p_.group_heads;
           return source_row{
               p_.q + (item.first_query + query) * p_.q_token_stride + head * p_.q_head_stride,
               at < item.rows};
         });
+  }
+
+  /// Loads the queries again for the group of tile t.
+  __device__ __forceinline__ void enter_group(walk& walk, int t) const {
+    walk.enter(t);
+    load_queries(walk);
     commit_copies();
     wait_for_copies<0>();
     __syncthreads();
+  }
+
+  /// Makes of loaded queries what meets the keys of a group.
+  __device__ __forceinline__ void form_queries(const key_group& group) const {
     if (group.query_shift != 0) {
       turn_queries(group.query_shift);
       __syncthreads();
@@ -217,45 +247,31 @@ class attend_cta {
   warp rows_;
 };
 
-/// Tables that are small enough to travel with a launch: a copy engine would cost 10 us.
-struct table_image {
-  static constexpr int most_bytes = 16 * 1024 - 64;
-  uint4 words[most_bytes / 16];
-};
-
-/// Writes `count` words of tables to device memory. Grid: count / Threads.
-template <int Threads>
-__global__ void __launch_bounds__(Threads)
-    write_tables_kernel(const __grid_constant__ table_image tables, uint4* to, int count) {
-  const int i = static_cast<int>(blockIdx.x * Threads + threadIdx.x);
-  if (i < count) to[i] = tables.words[i];
-}
-
 /// Grid: items x kv heads. Dynamic shared memory: attend_cta::shared_bytes.
 template <storage_format Format, class Tuning>
 __global__ void __launch_bounds__(Tuning::threads, Tuning::ctas_per_processor)
     attend_kernel(const __grid_constant__ attend_parameters p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int kv_head = static_cast<int>(blockIdx.x) % p.kv_heads;
-  const attend_item& item = p.items[blockIdx.x / static_cast<unsigned>(p.kv_heads)];
+  const attend_item& item = p.items()[blockIdx.x / static_cast<unsigned>(p.kv_heads)];
   attend_cta<Format, Tuning> cta(p, shared);
   cta.attend(item, kv_head);
   cta.write(item, kv_head);
 }
 
-/// Joins the parts of row tiles. Grid: (splits, kv heads, rows of a tile / warps); one warp for
-/// each row.
+/// Joins the parts of row tiles. Grid: (splits, kv heads, rows of a tile); one cta for each row.
 template <class Tuning>
-__global__ void __launch_bounds__(Tuning::warps * 32)
+__global__ void __launch_bounds__(merge_warps * 32)
     attend_merge_kernel(const __grid_constant__ attend_parameters p) {
-  const attend_split& split = p.splits[blockIdx.x];
+  wait_for_launcher();
+  const attend_split& split = p.splits()[blockIdx.x];
   const int kv_head = static_cast<int>(blockIdx.y);
-  const int row = static_cast<int>(blockIdx.z * Tuning::warps + threadIdx.x / 32);
+  const int row = static_cast<int>(blockIdx.z);
   if (row >= split.rows) return;
   const std::int64_t first = kv_head * p.part_row_count + split.part_row + row;
   const row_parts parts{p.part_rows + first, p.part_values + first * Tuning::columns, Tuning::rows};
   const int at = split.first_row + row;
-  merge_row<Tuning::columns>(p.out, parts, p.runs + split.first_run, split.runs,
+  merge_row<Tuning::columns>(p.out, parts, p.runs() + split.first_run, split.runs,
                              split.first_query + at / p.group_heads,
                              kv_head * p.group_heads + at % p.group_heads);
 }

@@ -88,16 +88,20 @@ class attend_packer {
     visit(write);
   }
 
-  /// Where the tables and the partial rows lie in device memory.
-  void describe(std::span<std::byte> device, attend_parameters& p) const {
-    using blockattn::detail::piece;
-    p.segments = piece<device_segment>(device, segments_at_);
-    p.groups = piece<key_group>(device, groups_at_);
-    p.items = piece<attend_item>(device, items_at_);
-    p.splits = piece<attend_split>(device, splits_at_);
-    p.runs = piece<partition_run>(device, runs_at_);
-    p.part_rows = piece<row_statistics>(device, part_rows_at_);
-    p.part_values = piece<float>(device, part_values_at_);
+  /// Where the tables of a row class lie, from their beginning.
+  table_places places(int row_class) const {
+    const class_counts& counts = of_class(row_class);
+    return {.segments = segments_at_,
+            .groups = groups_at_,
+            .items = items_at_ + counts.first_item * index_t{sizeof(attend_item)},
+            .splits = splits_at_ + counts.first_split * index_t{sizeof(attend_split)},
+            .runs = runs_at_};
+  }
+
+  /// Partial rows in device memory, behind the room for tables.
+  void describe_parts(std::span<std::byte> device, attend_parameters& p) const {
+    p.part_rows = blockattn::detail::piece<row_statistics>(device, part_rows_at_);
+    p.part_values = blockattn::detail::piece<float>(device, part_values_at_);
     p.part_row_count = part_rows_;
   }
 

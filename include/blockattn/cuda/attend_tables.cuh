@@ -57,16 +57,21 @@ struct attend_split {
   std::int64_t part_row;
 };
 
-/// Everything a kernel of attend_blocks is launched with.
+/// Where the tables of a call lie, in bytes from their beginning.
+struct table_places {
+  std::int64_t segments, groups, items, splits, runs;
+};
+
+/// Everything a kernel of attend_blocks is launched with. Short tables travel with the launch: a
+/// copy before it would cost 10 us, a kernel that writes them 4 us.
 struct attend_parameters {
+  static constexpr int most_image_bytes = 12 * 1024;
+
   const std::uint16_t* q;
   std::int64_t q_token_stride, q_head_stride;
   output_rows out;
-  const device_segment* segments;
-  const key_group* groups;
-  const attend_item* items;
-  const attend_split* splits;
-  const partition_run* runs;
+  table_places at;
+  const std::byte* tables;    ///< in device memory; null when they are in `image`
   row_statistics* part_rows;  ///< (kv_heads, partial rows)
   float* part_values;         ///< (kv_heads, partial rows, columns)
   std::int64_t part_row_count;
@@ -74,6 +79,27 @@ struct attend_parameters {
   int head_dim, value_dim;
   int vectors;  ///< 1 when all rows of q, k and v begin at multiples of 16 bytes
   device_rope turn;
+  alignas(16) std::byte image[most_image_bytes];
+
+  __device__ __forceinline__ const device_segment* segments() const {
+    return table<device_segment>(at.segments);
+  }
+  __device__ __forceinline__ const key_group* groups() const { return table<key_group>(at.groups); }
+  __device__ __forceinline__ const attend_item* items() const {
+    return table<attend_item>(at.items);
+  }
+  __device__ __forceinline__ const attend_split* splits() const {
+    return table<attend_split>(at.splits);
+  }
+  __device__ __forceinline__ const partition_run* runs() const {
+    return table<partition_run>(at.runs);
+  }
+
+ private:
+  template <class T>
+  __device__ __forceinline__ const T* table(std::int64_t place) const {
+    return reinterpret_cast<const T*>((tables != nullptr ? tables : image) + place);
+  }
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

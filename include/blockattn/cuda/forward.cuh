@@ -143,9 +143,9 @@ void launch_forward(const char* function,
   require_success(cudaGetLastError(), function, "the launch");
   if (splits == 0) return;
   const dim3 merge_grid(static_cast<unsigned>(splits), static_cast<unsigned>(heads),
-                        Tuning::queries / Tuning::warps);
-  merge_parts_kernel<Tuning><<<merge_grid, Tuning::warps * 32, 0, stream>>>(parameters);
-  require_success(cudaGetLastError(), function, "the launch of the merge");
+                        Tuning::queries);
+  launch_behind(function, merge_parts_kernel<Tuning>, merge_grid, merge_warps * 32, stream,
+                parameters);
 }
 
 }  // namespace detail

@@ -3,19 +3,21 @@
 
 #include <blockattn/cuda/forward_kernel.cuh>
 #include <blockattn/cuda/part_merge.cuh>
+#include <blockattn/cuda/runtime.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// Joins the partial results of split query tiles, in order, and ends their rows. Grid: (splits of
-/// any plan, query heads, queries of a tile / warps); one warp for each row.
+/// any plan, query heads, queries of a tile); one cta for each row.
 template <class Tuning>
-__global__ void __launch_bounds__(Tuning::warps * 32)
+__global__ void __launch_bounds__(merge_warps * 32)
     merge_parts_kernel(const __grid_constant__ forward_parameters p) {
+  wait_for_launcher();
   const int head = static_cast<int>(blockIdx.y);
   const plan_lists& lists = p.lists[p.plan_of_head[head] * list_kinds + forward_lists];
   if (static_cast<int>(blockIdx.x) >= lists.split_count) return;
   const split_tile split = lists.splits[blockIdx.x];
-  const int row = static_cast<int>(blockIdx.z * Tuning::warps + threadIdx.x / 32);
+  const int row = static_cast<int>(blockIdx.z);
   const std::int64_t query = static_cast<std::int64_t>(split.outer_tile) * Tuning::queries + row;
   if (query >= p.query_tokens) return;
   const std::int64_t first =

@@ -56,7 +56,11 @@ struct row_parts {
   }
 };
 
-/// Joins the partial results of a row, in order, and ends it. One warp for each row.
+/// Warps of a cta that joins the parts of a row: they share its parts, which are far away and few.
+inline constexpr int merge_warps = 4;
+
+/// Joins the partial results of a row in an order that its parts alone determine, and ends it. One
+/// cta of merge_warps for each row.
 template <int Columns>
 __device__ __forceinline__ void merge_row(const output_rows& out,
                                           const row_parts& row,
@@ -64,10 +68,12 @@ __device__ __forceinline__ void merge_row(const output_rows& out,
                                           int run_count,
                                           std::int64_t token,
                                           int head) {
+  static_assert(Columns <= 2 * 32 * merge_warps);
   constexpr int pairs_per_lane = Columns / 64;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
   row_statistics all{no_maximum, 0};
-  float2 values[pairs_per_lane] = {};
+  float2 values[pairs_per_lane] = {};  // over the warp's parts
   int begin = 0;
   for (int run = 0; run < run_count; ++run) {
     const int end = begin + runs[run].parts;
@@ -76,16 +82,15 @@ __device__ __forceinline__ void merge_row(const output_rows& out,
     if (joint.sum != 0 && shift != -INFINITY) {
       const float largest = fmaxf(all.max_log2, joint.max_log2 + shift);
       const float kept = exp2_approximate(all.max_log2 - largest);
+      all.sum = all.sum * kept + exp2_approximate(joint.max_log2 + shift - largest) * joint.sum;
       all.max_log2 = largest;
-      all.sum *= kept;
 #pragma unroll
       for (int i = 0; i < pairs_per_lane; ++i) {
         values[i].x *= kept;
         values[i].y *= kept;
       }
-      all.sum += exp2_approximate(joint.max_log2 + shift - largest) * joint.sum;
 #pragma unroll 8
-      for (int part = begin; part < end; ++part) {
+      for (int part = begin + warp; part < end; part += merge_warps) {
         const float one = row.statistics[part * row.apart].max_log2;
         const float weight = exp2_approximate(one + shift - largest);
         const auto* const from =
@@ -100,15 +105,23 @@ __device__ __forceinline__ void merge_row(const output_rows& out,
     }
     begin = end;
   }
-  const float factor = finish_row(out, all, token, head, lane == 0);
+  __shared__ float2 sums[merge_warps][Columns / 2];
 #pragma unroll
-  for (int i = 0; i < pairs_per_lane; ++i) {
-    const int column = 2 * (i * 32 + lane);
-    if (column >= out.value_dim) continue;
-    const std::int64_t at = out.element(token, head) + column;
-    out.store(at, values[i].x * factor);
-    out.store(at + 1, values[i].y * factor);
+  for (int i = 0; i < pairs_per_lane; ++i) sums[warp][i * 32 + lane] = values[i];
+  const float factor = finish_row(out, all, token, head, threadIdx.x == 0);
+  __syncthreads();
+  const int pair = static_cast<int>(threadIdx.x);
+  const int column = 2 * pair;
+  if (column >= out.value_dim) return;
+  float2 sum = sums[0][pair];
+#pragma unroll
+  for (int other = 1; other < merge_warps; ++other) {
+    sum.x += sums[other][pair].x;
+    sum.y += sums[other][pair].y;
   }
+  const std::int64_t at = out.element(token, head) + column;
+  out.store(at, sum.x * factor);
+  out.store(at + 1, sum.y * factor);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
