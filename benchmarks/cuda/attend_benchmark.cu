@@ -2,11 +2,12 @@
 
 // attend_blocks on one GPU, in bf16 on random data: one query over a long cache (bytes of keys and
 // values a second, beside a device copy of the same run), and short final blocks (TFLOP/s of
-// visible pairs). Calls are enqueued eight at a time, each with keys of its own, as the layers of a
-// model have them.
+// visible pairs). Eight calls, each with keys of its own as the layers of a model have them, are
+// replayed as a CUDA graph; beside them what one call takes on the host without it.
 
 #include <blockattn/cuda/attend_blocks.cuh>
 #include <blockattn/rope/rope.hpp>
+#include <chrono>
 
 #include "measure.cuh"
 
@@ -85,23 +86,39 @@ void print_row(const work& w) {
     l.workspace = allocate(static_cast<std::size_t>(l.sizes.workspace));
     require(cudaMallocHost(&l.staging, static_cast<std::size_t>(l.sizes.staging)), "staging");
   }
+  cudaStream_t stream = nullptr;
+  require(cudaStreamCreate(&stream), "cudaStreamCreate");
+  const auto enqueue = [&] {
+    for (const layer& l : model) {
+      ba::cuda::attend_blocks(
+          l.arguments, options, bytes(l.workspace, static_cast<std::size_t>(l.sizes.workspace)),
+          {static_cast<std::byte*>(l.staging), static_cast<std::size_t>(l.sizes.staging)}, stream);
+    }
+  };
+  enqueue();
+  require(cudaStreamSynchronize(stream), "the calls");
+  const auto before = std::chrono::steady_clock::now();
+  enqueue();
+  const std::chrono::duration<double, std::micro> host = std::chrono::steady_clock::now() - before;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  require(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  enqueue();
+  require(cudaStreamEndCapture(stream, &graph), "capture");
+  require(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
   const double time =
-      milliseconds([&] {
-        for (const layer& l : model) {
-          ba::cuda::attend_blocks(
-              l.arguments, options, bytes(l.workspace, static_cast<std::size_t>(l.sizes.workspace)),
-              {static_cast<std::byte*>(l.staging), static_cast<std::size_t>(l.sizes.staging)},
-              nullptr);
-        }
-      }) /
-      layers;
+      milliseconds([&] { require(cudaGraphLaunch(replay, nullptr), "the graph"); }) / layers;
+  require(cudaGraphExecDestroy(replay), "cudaGraphExecDestroy");
+  require(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  require(cudaStreamDestroy(stream), "cudaStreamDestroy");
   for (const layer& l : model) require(cudaFreeHost(l.staging), "cudaFreeHost");
   const double key_bytes = 4.0 * static_cast<double>(all_keys * kv_heads * w.head_dim);
   const double pairs = static_cast<double>(w.sequences) * static_cast<double>(w.queries) *
                        (static_cast<double>(w.keys) + static_cast<double>(w.queries + 1) / 2);
-  std::printf("| %-34s | %3ld | %7.1f | %5.2f | %7.1f |\n", w.name, static_cast<long>(w.head_dim),
-              1000 * time, key_bytes / time * 1e-9,
-              4 * pairs * static_cast<double>(query_heads * w.head_dim) / time * 1e-9);
+  std::printf("| %-34s | %3ld | %7.1f | %5.2f | %7.1f | %7.1f |\n", w.name,
+              static_cast<long>(w.head_dim), 1000 * time, key_bytes / time * 1e-9,
+              4 * pairs * static_cast<double>(query_heads * w.head_dim) / time * 1e-9,
+              host.count() / layers);
 }
 
 }  // namespace
@@ -115,8 +132,8 @@ int main() {
   std::printf("%s, bf16, token-major, heads %ld / %ld; device copy: %.2f TB/s\n\n", device.name,
               static_cast<long>(query_heads), static_cast<long>(kv_heads), copy_rate());
   std::puts(
-      "| attend_blocks                      |   d |      us |  TB/s | TFLOP/s |\n"
-      "|------------------------------------|-----|---------|-------|---------|");
+      "| attend_blocks                      |   d |      us |  TB/s | TFLOP/s | host us |\n"
+      "|------------------------------------|-----|---------|-------|---------|---------|");
   constexpr ba::index_t n = 32768;
   for (const work& w : {
            work{"1 query over 32K keys", 1, 1, n, n, 128, false},

@@ -137,13 +137,12 @@ void launch_attend(const char* function,
   require_success(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, cta::shared_bytes),
       function, "reserving shared memory");
-  kernel<<<static_cast<unsigned>(counts.items * p.kv_heads), cta::threads, cta::shared_bytes,
-           stream>>>(p);
-  require_success(cudaGetLastError(), function, "the launch");
+  launch_behind(function, kernel, dim3(static_cast<unsigned>(counts.items * p.kv_heads)),
+                cta::threads, cta::shared_bytes, stream, p);
   if (counts.splits == 0) return;
   const dim3 grid(static_cast<unsigned>(counts.splits), static_cast<unsigned>(p.kv_heads),
                   Tuning::rows);
-  launch_behind(function, attend_merge_kernel<Tuning>, grid, merge_warps * 32, stream, p);
+  launch_behind(function, attend_merge_kernel<Tuning>, grid, merge_warps * 32, 0, stream, p);
 }
 
 }  // namespace detail

@@ -37,6 +37,7 @@ class attend_cta {
     walk walk(*reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes), p_, item, kv_head);
     __syncthreads();
     walk.prepare(0);
+    wait_for_launcher();
     load_queries(walk);
     for (int t = 0; t < Tuning::stages; ++t) {
       __syncthreads();
@@ -252,6 +253,8 @@ template <storage_format Format, class Tuning>
 __global__ void __launch_bounds__(Tuning::threads, Tuning::ctas_per_processor)
     attend_kernel(const __grid_constant__ attend_parameters p) {
   extern __shared__ __align__(1024) unsigned char shared[];
+  let_next_start();
+  if (p.tables != nullptr) wait_for_launcher();
   const int kv_head = static_cast<int>(blockIdx.x) % p.kv_heads;
   const attend_item& item = p.items()[blockIdx.x / static_cast<unsigned>(p.kv_heads)];
   attend_cta<Format, Tuning> cta(p, shared);
@@ -263,6 +266,7 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::ctas_per_processor)
 template <class Tuning>
 __global__ void __launch_bounds__(merge_warps * 32)
     attend_merge_kernel(const __grid_constant__ attend_parameters p) {
+  let_next_start();
   wait_for_launcher();
   const attend_split& split = p.splits()[blockIdx.x];
   const int kv_head = static_cast<int>(blockIdx.y);
@@ -271,9 +275,9 @@ __global__ void __launch_bounds__(merge_warps * 32)
   const std::int64_t first = kv_head * p.part_row_count + split.part_row + row;
   const row_parts parts{p.part_rows + first, p.part_values + first * Tuning::columns, Tuning::rows};
   const int at = split.first_row + row;
-  merge_row<Tuning::columns>(p.out, parts, p.runs() + split.first_run, split.runs,
-                             split.first_query + at / p.group_heads,
-                             kv_head * p.group_heads + at % p.group_heads);
+  part_merger<Tuning::columns>().merge(p.out, parts, p.runs() + split.first_run, split.runs,
+                                       split.first_query + at / p.group_heads,
+                                       kv_head * p.group_heads + at % p.group_heads);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

@@ -144,7 +144,7 @@ void launch_forward(const char* function,
   if (splits == 0) return;
   const dim3 merge_grid(static_cast<unsigned>(splits), static_cast<unsigned>(heads),
                         Tuning::queries);
-  launch_behind(function, merge_parts_kernel<Tuning>, merge_grid, merge_warps * 32, stream,
+  launch_behind(function, merge_parts_kernel<Tuning>, merge_grid, merge_warps * 32, 0, stream,
                 parameters);
 }
 

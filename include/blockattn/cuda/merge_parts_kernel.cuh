@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(merge_warps * 32)
   const row_parts parts{p.part_rows + first, p.part_values + first * Tuning::columns,
                         Tuning::queries};
   const partition_run run{split.parts, {}};
-  merge_row<Tuning::columns>(p.out, parts, &run, 1, query, head);
+  part_merger<Tuning::columns>().merge(p.out, parts, &run, 1, query, head);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

@@ -14,11 +14,20 @@ inline void require_success(cudaError_t status, const char* function, const char
   blockattn::detail::fail(function, ": ", action, " failed: ", cudaGetErrorString(status));
 }
 
-/// The first statement of a kernel that `launch_behind` launches: waits until the kernel before it
-/// on the stream is done and its writes are there. Nothing on devices that start kernels in order.
+/// Before a kernel that `launch_behind` launches reads or writes memory: waits until the kernel
+/// before it on the stream is done and its writes are there. Nothing on devices that start kernels
+/// in order.
 __device__ __forceinline__ void wait_for_launcher() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the next kernel on the stream, if `launch_behind` launches it, come to the processors once
+/// all ctas of this one have got here; it then waits for this one's end.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
@@ -38,13 +47,14 @@ inline bool kernels_can_wait() {
   return false;
 }
 
-/// Launches a kernel that begins with `wait_for_launcher`, so that its ctas may be brought to the
+/// Launches a kernel that calls `wait_for_launcher`, so that its ctas may be brought to the
 /// processors before the kernel ahead has left them all (2 us on an H100).
 template <class Parameters>
 void launch_behind(const char* function,
                    void (*kernel)(Parameters),
                    const dim3& grid,
                    int threads,
+                   int shared_bytes,
                    cudaStream_t stream,
                    const Parameters& parameters) {
   cudaLaunchAttribute early{};
@@ -53,6 +63,7 @@ void launch_behind(const char* function,
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = kernels_can_wait() ? 1 : 0;
