@@ -64,6 +64,7 @@
 
 #include <blockattn/distill/distillation_loss.hpp>
 #include <blockattn/distill/label_log_probabilities.hpp>
+#include <blockattn/distill/label_log_probability_arguments.hpp>
 #include <blockattn/distill/reference_distillation_loss.hpp>
 #include <blockattn/distill/sort_top_k.hpp>
 #include <blockattn/distill/token_weights.hpp>

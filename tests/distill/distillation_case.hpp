@@ -20,6 +20,12 @@ struct distillation_shape {
   double magnitude = 3;
   double student_noise = 0.5;  ///< student = teacher + noise, both times magnitude
   bool plain = false;          ///< no weights, all tokens count
+  bool aligned = false;        ///< every row begins at a multiple of 16 elements
+
+  tensor_layout random_layout(random_source& random) const {
+    if (!aligned) return random_tensor_layout(random);
+    return {.row_gap = round_up(vocabulary, 16) - vocabulary};
+  }
 };
 
 /// Owns everything a call refers to. Rows that do not count hold NaN, as do all margins.
@@ -32,9 +38,9 @@ struct distillation_case {
                     const distillation_options& with)
       : shape(wanted),
         options(with),
-        teacher(shape.tokens, 1, shape.vocabulary, random_tensor_layout(random)),
-        student(shape.tokens, 1, shape.vocabulary, random_tensor_layout(random)),
-        gradient(shape.tokens, 1, shape.vocabulary, random_tensor_layout(random)) {
+        teacher(shape.tokens, 1, shape.vocabulary, shape.random_layout(random)),
+        student(shape.tokens, 1, shape.vocabulary, shape.random_layout(random)),
+        gradient(shape.tokens, 1, shape.vocabulary, shape.random_layout(random)) {
     for (index_t token = 0; token < shape.tokens; ++token) {
       weights.push_back(shape.plain ? C(1)
                                     : static_cast<C>(random.chance(0.1) ? 0 : random.real(0, 2)));
@@ -133,7 +139,7 @@ struct distillation_oracle {
 
   template <class Teacher, class Student, class Gradient>
   explicit distillation_oracle(distillation_case<Teacher, Student, Gradient>& test) {
-    const auto& [tokens, vocabulary, k, magnitude, noise, plain] = test.shape;
+    const auto& [tokens, vocabulary, k, magnitude, noise, plain, aligned] = test.shape;
     const auto size = static_cast<std::size_t>(tokens * vocabulary);
     gradient.resize(size);
     token_losses.resize(static_cast<std::size_t>(tokens));

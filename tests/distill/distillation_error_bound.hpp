@@ -8,12 +8,19 @@
 
 namespace blockattn_test {
 
+/// How a backend rounds where it sums the terms of a row, in units of the accumulator's roundoff.
+struct summation_rounding {
+  double exponential = 3;  ///< of 2^x
+  double additions = 0;    ///< how many one term goes through, in the accumulator
+};
+
 /// What rounding can do to one token's loss and gradient, to first order in the unit roundoff u of
 /// the accumulator. With x_v the exponent of 2 of a probability relative to its row's largest:
 /// - x_v carries two roundings and that of the scale, and relative to a running reference no more:
-///   3 u |x_v|. 2^x is good to 3 u; a sum over a chunk adds `additions` u; products and factors up
-///   to 5 u. So a probability is wrong by delta_v = u (3 |x_v| + additions + 8) before it is
-///   normalised, and its row's log-sum by A = the mean of delta under the same distribution.
+///   3 u |x_v|. 2^x is good to `exponential` u; a sum adds `additions` u; products and factors up
+///   to 5 u. So a probability is wrong by delta_v = u (3 |x_v| + exponential + additions + 5)
+///   before it is normalised, and its row's log-sum by A = the mean of delta under the same
+///   distribution.
 /// - Everything else depends on log p and log q with derivatives of at most 1 each. With B the
 /// error
 ///   of the divergence, s the log-ratio of an outcome and m = |D|:
@@ -26,11 +33,10 @@ class distillation_error_bound {
   template <class Teacher, class Student, class Gradient>
   distillation_error_bound(const distillation_case<Teacher, Student, Gradient>& test,
                            const distillation_oracle& oracle,
-                           index_t token) {
+                           index_t token,
+                           const summation_rounding& rounding) {
     using C = accumulator_t<Teacher, Student, Gradient>;
     constexpr double u = unit_roundoff<C>();
-    constexpr index_t width = detail::lanes<C, default_arch>;
-    constexpr auto additions = static_cast<double>(detail::logits_chunk / width + width);
     const distillation_options& options = test.options;
     const auto vocabulary = static_cast<std::size_t>(test.shape.vocabulary);
     const auto t = static_cast<std::size_t>(token);
@@ -43,8 +49,8 @@ class distillation_error_bound {
       double sum = 0;
       for (std::size_t v = 0; v < vocabulary; ++v) {
         result.log.push_back((row[static_cast<index_t>(v)] - largest) / at_temperature);
-        result.delta.push_back(u *
-                               (3 * std::abs(result.log.back()) / std::log(2.0) + additions + 8));
+        result.delta.push_back(u * (3 * std::abs(result.log.back()) / std::log(2.0) +
+                                    rounding.exponential + rounding.additions + 5));
         sum += std::exp(result.log.back());
       }
       for (std::size_t v = 0; v < vocabulary; ++v) {

@@ -20,7 +20,7 @@ USES = {
     "attention": ["plan", "softmax", "rope"],
     "reference": ["attention"],
     "cpu": ["attention"],
-    "cuda": ["attention"],
+    "cuda": ["attention", "distill"],
     "segment": ["core"],
     "distill": ["core"],
     "kv": ["attention", "layout", "rope"],

@@ -34,12 +34,11 @@ inline void check_length(const char* function,
           " entries for ", tokens, " tokens");
 }
 
-/// One label for each token, inside the vocabulary or negative.
+/// Labels are inside the vocabulary or negative.
 template <class T>
-void check_labels(const char* function,
-                  std::span<const std::int32_t> labels,
-                  const logits_view<T>& logits) {
-  check_length(function, "labels", labels.size(), logits.tokens);
+void check_label_values(const char* function,
+                        std::span<const std::int32_t> labels,
+                        const logits_view<T>& logits) {
   for (std::size_t t = 0; t < labels.size(); ++t) {
     require(labels[t] < logits.vocabulary, function, ": labels[", t, "] is ", labels[t],
             " but the vocabulary has ", logits.vocabulary, " tokens");
@@ -66,10 +65,10 @@ void check_distillation_options(const char* function, const distillation_options
 }
 
 template <class C>
-void check_top_k(const char* function,
-                 const top_k_teacher<C>& top_k,
-                 index_t tokens,
-                 index_t vocabulary) {
+void check_top_k_shape(const char* function,
+                       const top_k_teacher<C>& top_k,
+                       index_t tokens,
+                       index_t vocabulary) {
   const auto count = static_cast<index_t>(top_k.ids.size());
   require(tokens > 0 && count % tokens == 0 && count / tokens <= vocabulary, function,
           ": top_k.ids has ", count, " entries, not k <= ", vocabulary, " for each of ", tokens,
@@ -77,29 +76,38 @@ void check_top_k(const char* function,
   require(top_k.log_probabilities.size() == top_k.ids.size(), function,
           ": top_k.log_probabilities has ", top_k.log_probabilities.size(), " entries, ids ",
           count);
-  const index_t k = count / tokens;
+  if (!top_k.rest_mass.empty())
+    check_length(function, "top_k.rest_mass", top_k.rest_mass.size(), tokens);
+}
+
+template <class C>
+void check_top_k_values(const char* function,
+                        const top_k_teacher<C>& top_k,
+                        index_t tokens,
+                        index_t vocabulary) {
+  const auto count = static_cast<index_t>(top_k.ids.size());
   for (index_t i = 0; i < count; ++i) {
     const auto at = static_cast<std::size_t>(i);
     const std::int32_t id = top_k.ids[at];
-    const std::int32_t previous = i % k == 0 ? -1 : top_k.ids[at - 1];
+    const std::int32_t previous = i % (count / tokens) == 0 ? -1 : top_k.ids[at - 1];
     require(id > previous && id < vocabulary, function, ": top_k.ids[", i, "] is ", id, " after ",
             previous, ", must rise within a token and stay below the vocabulary of ", vocabulary);
     const C value = top_k.log_probabilities[at];
     require(value <= 0 && value >= std::numeric_limits<C>::lowest(), function,
             ": top_k.log_probabilities[", i, "] is ", value, ", must be finite and <= 0");
   }
-  if (top_k.rest_mass.empty()) return;
-  check_length(function, "top_k.rest_mass", top_k.rest_mass.size(), tokens);
   for (std::size_t t = 0; t < top_k.rest_mass.size(); ++t) {
     require(top_k.rest_mass[t] >= 0 && top_k.rest_mass[t] <= 1, function, ": top_k.rest_mass[", t,
             "] is ", top_k.rest_mass[t], ", must be in [0, 1]");
   }
 }
 
+/// Options, sizes and addresses: all that can be said without reading an element, wherever the
+/// memory is.
 template <class Teacher, class Student, class Gradient>
-void check_distillation(const char* function,
-                        const distillation_arguments<Teacher, Student, Gradient>& arguments,
-                        const distillation_options& options) {
+void check_distillation_shapes(const char* function,
+                               const distillation_arguments<Teacher, Student, Gradient>& arguments,
+                               const distillation_options& options) {
   using C = accumulator_t<Teacher, Student, Gradient>;
   const auto& [teacher, top_k, student, weights, ignored, labels, d_student, token_losses] =
       arguments;
@@ -118,14 +126,11 @@ void check_distillation(const char* function,
           ": neither teacher nor top_k is given, and options.label_weight is ",
           options.label_weight);
   if (teacher) check_shape("teacher", teacher);
-  if (!top_k.ids.empty()) check_top_k(function, top_k, tokens, vocabulary);
+  if (!top_k.ids.empty()) check_top_k_shape(function, top_k, tokens, vocabulary);
   if (!weights.empty()) check_length(function, "weights", weights.size(), tokens);
-  for (std::size_t t = 0; t < weights.size(); ++t) {
-    require(weights[t] >= 0 && weights[t] <= std::numeric_limits<C>::max(), function, ": weights[",
-            t, "] is ", weights[t], ", must be finite and >= 0");
-  }
   if (!ignored.empty()) check_length(function, "ignored", ignored.size(), tokens);
-  if (!labels.empty() || options.label_weight > 0) check_labels(function, labels, student);
+  if (!labels.empty() || options.label_weight > 0)
+    check_length(function, "labels", labels.size(), tokens);
   if (!token_losses.empty()) check_length(function, "token_losses", token_losses.size(), tokens);
   if (!d_student) return;
   check_shape("d_student", d_student);
@@ -141,6 +146,23 @@ void check_distillation(const char* function,
       function, ": d_student begins where student does, but has token_stride ",
       d_student.token_stride, " and ", sizeof(Gradient), " bytes per entry, student ",
       student.token_stride, " and ", sizeof(Student));
+}
+
+/// Everything that a distillation loss refuses.
+template <class Teacher, class Student, class Gradient>
+void check_distillation(const char* function,
+                        const distillation_arguments<Teacher, Student, Gradient>& arguments,
+                        const distillation_options& options) {
+  using C = accumulator_t<Teacher, Student, Gradient>;
+  check_distillation_shapes(function, arguments, options);
+  const auto& student = arguments.student;
+  check_top_k_values(function, arguments.top_k, student.tokens, student.vocabulary);
+  for (std::size_t t = 0; t < arguments.weights.size(); ++t) {
+    const C weight = arguments.weights[t];
+    require(weight >= 0 && weight <= std::numeric_limits<C>::max(), function, ": weights[", t,
+            "] is ", weight, ", must be finite and >= 0");
+  }
+  check_label_values(function, arguments.labels, student);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <blockattn/core/executor.hpp>
-#include <blockattn/distill/distillation_checks.hpp>
+#include <blockattn/distill/label_log_probability_arguments.hpp>
 #include <blockattn/distill/logits_row.hpp>
 #include <cmath>
 #include <cstdint>
@@ -11,15 +11,6 @@
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
-template <storage_scalar Logit = float>
-struct label_log_probability_arguments {
-  using accumulator_type = accumulator_t<Logit>;
-
-  logits_view<const Logit> logits;                ///< (tokens, vocabulary), finite
-  std::span<const std::int32_t> labels;           ///< (tokens) token ids; negative = no label
-  std::span<accumulator_type> log_probabilities;  ///< (tokens), written, natural log
-};
-
 /// What a model says of the true tokens: log softmax(logits_t)[label_t]; 0 for a token without a
 /// label, whose row is not read. Throws `error` on lengths that disagree and labels outside the
 /// vocabulary. Reads each row once; same bits for every executor; allocates nothing.
@@ -27,10 +18,8 @@ template <class Logit = float, class Arch = default_arch, class Executor = seria
 requires executor<std::remove_reference_t<Executor>>
 void label_log_probabilities(const label_log_probability_arguments<Logit>& arguments,
                              Executor&& workers = Executor{}) {
-  detail::check_logits("label_log_probabilities", "logits", arguments.logits);
-  detail::check_length("label_log_probabilities", "log_probabilities",
-                       arguments.log_probabilities.size(), arguments.logits.tokens);
-  detail::check_labels("label_log_probabilities", arguments.labels, arguments.logits);
+  detail::check_label_log_probability_shapes("label_log_probabilities", arguments);
+  detail::check_label_values("label_log_probabilities", arguments.labels, arguments.logits);
   using C = accumulator_t<Logit>;
   workers.parallel_for(arguments.logits.tokens, [&arguments](index_t token, index_t) noexcept {
     const auto t = static_cast<std::size_t>(token);
@@ -49,9 +38,7 @@ template <class C = float>
 void label_gaps(std::type_identity_t<std::span<const C>> teacher,
                 std::type_identity_t<std::span<const C>> student,
                 std::type_identity_t<std::span<C>> scores) {
-  detail::require(teacher.size() == scores.size() && student.size() == scores.size(),
-                  "label_gaps: ", teacher.size(), " log-probabilities of the teacher, ",
-                  student.size(), " of the student, ", scores.size(), " scores");
+  detail::check_label_gaps<C>("label_gaps", teacher, student, scores);
   for (std::size_t t = 0; t < scores.size(); ++t) scores[t] = std::abs(teacher[t] - student[t]);
 }
 

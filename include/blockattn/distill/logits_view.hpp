@@ -19,7 +19,9 @@ struct logits_view {
 
   constexpr T* row(index_t token) const noexcept { return data + token * token_stride; }
   constexpr explicit operator bool() const noexcept { return data != nullptr; }
-  constexpr operator logits_view<const T>() const noexcept requires(!std::is_const_v<T>) {
+  template <class ConstT>  // a template, because nvcc warns of one from const T to const T
+  requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
+  operator logits_view<ConstT>() const noexcept {
     return {data, tokens, vocabulary, token_stride};
   }
 };

@@ -39,6 +39,29 @@ struct token_weight_arguments {
   std::span<C> weights;  ///< (tokens), written; may be the scores
 };
 
+namespace detail {
+
+/// Options and sizes: all that can be said without reading an element.
+template <class C>
+void check_token_weight_shapes(const char* function,
+                               const token_weight_arguments<C>& arguments,
+                               const token_weight_options& options) {
+  const auto& [scores, ignored, weights] = arguments;
+  require(scores.size() == weights.size() ||
+              (options.weighting == token_weighting::uniform && scores.empty()),
+          function, ": ", scores.size(), " scores for ", weights.size(), " weights");
+  require(ignored.empty() || ignored.size() == weights.size(), function, ": ignored has ",
+          ignored.size(), " entries for ", weights.size(), " weights");
+  require(options.fraction > 0 && options.fraction <= 1, function, ": options.fraction is ",
+          options.fraction, ", must be in (0, 1]");
+  require(options.floor >= 0 && options.cap > 0 && options.floor <= options.cap &&
+              options.floor <= std::numeric_limits<double>::max(),
+          function, ": options.floor is ", options.floor, " and options.cap ", options.cap,
+          ", must be 0 <= floor <= cap and cap > 0");
+}
+
+}  // namespace detail
+
 /// The weights of a distillation loss from token scores. Detached: constants to the gradient.
 ///   w_t = clamp(r_t / mean r, floor, cap), divided by the mean of that, so that mean w = 1,
 /// r_t the score, 1, or 1 for the kept fraction (of equal scores the earlier token is kept). The
@@ -50,24 +73,12 @@ template <class C = float>
 void token_weights(const token_weight_arguments<C>& arguments,
                    const token_weight_options& options = {}) {
   const auto& [scores, ignored, weights] = arguments;
-  const auto tokens = static_cast<index_t>(weights.size());
   const bool needs_scores = options.weighting != token_weighting::uniform;
-  detail::require(
-      static_cast<index_t>(scores.size()) == tokens || (!needs_scores && scores.empty()),
-      "token_weights: ", scores.size(), " scores for ", tokens, " weights");
-  detail::require(ignored.empty() || static_cast<index_t>(ignored.size()) == tokens,
-                  "token_weights: ignored has ", ignored.size(), " entries for ", tokens,
-                  " weights");
-  detail::require(options.fraction > 0 && options.fraction <= 1,
-                  "token_weights: options.fraction is ", options.fraction, ", must be in (0, 1]");
-  detail::require(options.floor >= 0 && options.cap > 0 && options.floor <= options.cap &&
-                      options.floor <= std::numeric_limits<double>::max(),
-                  "token_weights: options.floor is ", options.floor, " and options.cap ",
-                  options.cap, ", must be 0 <= floor <= cap and cap > 0");
+  detail::check_token_weight_shapes("token_weights", arguments, options);
   const auto counts = [ignored = ignored](std::size_t t) {
     return ignored.empty() || ignored[t] == 0;
   };
-  const auto count = static_cast<std::size_t>(tokens);
+  const auto count = weights.size();
   index_t counted = 0;
   for (std::size_t t = 0; t < count; ++t) {
     if (!counts(t)) continue;
