@@ -73,7 +73,7 @@ for source in tests/cuda/*_test.cpp; do
   tests+=("$build/$(basename "$source" .cpp)")
   start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
 done
-for name in attention attend; do
+for name in attention attend distill; do
   start "${cuda[@]}" "benchmarks/cuda/${name}_benchmark.cu" -o "$build/${name}_benchmark" -lcublas
 done
 finish
@@ -98,10 +98,13 @@ if [ -z "$quick" ]; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_contract_test" "cuda 1. keys that no row sees may hold anything"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/backward_test" "cuda::backward equals the reference over several blocks and heads"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/attend_blocks_test" "cuda::attend_blocks cuts many pages under different shifts"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/distillation_loss_test" "cuda::distillation_loss equals the reference where shared memory holds part of a row"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/token_weights_test" "cuda::token_weights need no scores where all are alike, and no ignored"
   done
 fi
 
 echo "== figures"
 "$build/attention_benchmark"
 "$build/attend_benchmark"
+"$build/distill_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi

@@ -6,10 +6,10 @@
 
 #include <blockattn/cuda/distillation_loss.cuh>
 
-#include "device_benchmark.cuh"
+#include "measure.cuh"
 
 namespace ba = blockattn;
-using namespace blockattn_benchmark;
+using namespace measure;
 
 namespace {
 
@@ -17,7 +17,7 @@ constexpr ba::index_t tokens = 4096;
 
 /// Logits from a hash of their index, spread evenly over [-8, 8).
 template <class T>
-__global__ void fill_kernel(T* values, std::size_t count, std::uint64_t seed) {
+__global__ void fill_logits_kernel(T* values, std::size_t count, std::uint64_t seed) {
   for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
        i += std::size_t{gridDim.x} * blockDim.x) {
     std::uint64_t x = (i + 1) * 0x9E3779B97F4A7C15ULL + seed;
@@ -31,8 +31,8 @@ __global__ void fill_kernel(T* values, std::size_t count, std::uint64_t seed) {
 template <class T>
 device_memory random_logits(std::size_t count, std::uint64_t seed) {
   device_memory memory = allocate(sizeof(T) * count);
-  fill_kernel<<<1024, 256>>>(static_cast<T*>(memory.get()), count, seed);
-  require(cudaDeviceSynchronize(), "fill_kernel");
+  fill_logits_kernel<<<1024, 256>>>(static_cast<T*>(memory.get()), count, seed);
+  require(cudaDeviceSynchronize(), "fill_logits_kernel");
   return memory;
 }
 
@@ -110,7 +110,7 @@ int main() {
     std::printf("skipped: no CUDA device\n");
     return 0;
   }
-  const double copy = copy_terabytes_per_second();
+  const double copy = copy_rate();
   std::printf(
       "%s, %ld tokens, device copy: %.2f TB/s\n"
       "| type |  vocab | loss and gradient        |      ms |    GB |  TB/s | copy  |\n"

@@ -5,7 +5,7 @@
 #include <blockattn/cuda/label_log_probabilities.cuh>
 #include <blockattn/cuda/token_weights.cuh>
 
-#include "cuda/device_image.cuh"
+#include "cuda/device_images.cuh"
 
 namespace blockattn_test {
 

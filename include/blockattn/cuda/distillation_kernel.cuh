@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(row_threads, 2)
     float label;   ///< taken from the label's gradient
   };
   __shared__ factors shared_factors;
+  __shared__ float label_logit;  // of the first thread, and not in a register
   using student_type = typename Pieces::student_type;
   using gradient_type = typename Pieces::gradient_type;
   const index_t token = blockIdx.x;
@@ -28,9 +29,8 @@ __global__ void __launch_bounds__(row_threads, 2)
   const row_reader<Pieces> reader(p.teacher.row<const typename Pieces::teacher_type>(token),
                                   student_row, d_row, p.vocabulary, p.kept,
                                   row_memory + (p.k > 0 ? 4 * bitmap_words(p.vocabulary) : 0));
-  const double weight = p.weights.of(token);
   const int label = p.labels != nullptr ? p.labels[token] : -1;
-  if (weight == 0 || (label < 0 && p.options.label_weight == 1)) {
+  if (p.weights.of(token) == 0 || (label < 0 && p.options.label_weight == 1)) {
     if (d_row != nullptr) reader.write_zeros();
     if (!is_first) return;
     p.weighted_losses[token] = 0;
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(row_threads, 2)
   }
 
   // What reads the student's row comes first: the gradient may take its place.
-  float label_logit = NAN;
-  if (is_first && label >= 0 && label < p.vocabulary) label_logit = load_value(student_row + label);
+  if (is_first)
+    label_logit = 0 <= label && label < p.vocabulary ? load_value(student_row + label) : NAN;
   const bool labels_apart = p.labels_apart && label >= 0;
   Row row(row_context{p, token, reinterpret_cast<std::uint32_t*>(row_memory)});
   exponential_sum labels;
@@ -51,23 +51,25 @@ __global__ void __launch_bounds__(row_threads, 2)
 
   if (is_first) {
     const double total = p.given_total_weight > 0 ? p.given_total_weight : *p.total_weight;
-    const double row_weight = p.options.gradient_scale * weight / total;
+    const double row_weight = p.options.gradient_scale * p.weights.of(token) / total;
     const double label_weight = label >= 0 ? row_weight * p.options.label_weight : 0;
     shared_factors = {
         row.factors_for({row_weight * p.gradient_weight, labels_apart ? 0 : label_weight}),
         labels_apart ? static_cast<float>(label_weight / labels.total) : 0,
         static_cast<float>(label_weight)};
+  }
+  __syncthreads();
+  if (is_first) {  // while the others go on
     double loss = p.divergence_weight * row.divergence();
     if (label >= 0) {
       const double log2_label = labels_apart ? labels.log2_probability(label_logit, p.unit_scale)
                                              : row.student().log2_probability(label_logit, p.scale);
       loss -= p.options.label_weight * ln_2 * log2_label;
     }
-    p.weighted_losses[token] = weight * loss;
+    p.weighted_losses[token] = p.weights.of(token) * loss;
     if (p.token_losses != nullptr) p.token_losses[token] = static_cast<float>(loss);
   }
   if (d_row == nullptr) return;
-  __syncthreads();
   const factors f = shared_factors;
   const auto with_labels = [&](float gradient, float student) {
     if (!labels_apart) return gradient;

@@ -104,6 +104,7 @@ distillation_parameters distillation_parameters_of(
   if (distills && tokens > 0)
     p.k = static_cast<int>(static_cast<index_t>(arguments.top_k.ids.size()) / tokens);
   p.options = options;
+  p.teacher_share = static_cast<float>(options.teacher_share);
   p.scale = exponent_scale_of(distills ? temperature : 1);
   p.unit_scale = exponent_scale_of(1);
   p.divergence_weight = (1 - options.label_weight) * factor;
@@ -160,6 +161,7 @@ void launch_distillation(const char* function,
                          cudaStream_t stream) {
   using without_teacher = row_pieces<absent_values, Student, Gradient>;
   using with_teacher = row_pieces<Teacher, Student, Gradient>;
+  using fewer_registers = row_pieces<Teacher, Student, Gradient, 4>;
   const index_t passes = p.d_student.data != nullptr ? 2 : 1;
   if (p.options.label_weight == 1)
     return launch_rows<label_row, without_teacher>(function, p, tokens, passes, stream);
@@ -171,7 +173,8 @@ void launch_distillation(const char* function,
     case divergence::reverse_kl:
       return launch_rows<kl_row<reverse_kl>, with_teacher>(function, p, tokens, passes, stream);
     default:
-      return launch_rows<jensen_shannon_row, with_teacher>(function, p, tokens, passes + 1, stream);
+      return launch_rows<jensen_shannon_row, fewer_registers>(function, p, tokens, passes + 1,
+                                                              stream);
   }
 }
 
@@ -212,10 +215,9 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
   const index_t tokens = arguments.student.tokens;
   blockattn::detail::check_workspace(function, workspace, distillation_loss_workspace_size(tokens));
   const auto p = detail::distillation_parameters_of(arguments, options, workspace);
-  double* const total_weight = const_cast<double*>(p.total_weight);
   if (p.given_total_weight == 0) {
     detail::sum_weights_kernel<>
-        <<<1, detail::row_threads, 0, stream>>>(p.weights, tokens, total_weight);
+        <<<1, detail::row_threads, 0, stream>>>(p.weights, tokens, p.total_weight);
     detail::require_success(cudaGetLastError(), function, "the launch of the weights' sum");
   }
   if (tokens > 0) {
@@ -226,7 +228,7 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
   }
   if (loss == nullptr) return;
   detail::mean_loss_kernel<><<<1, detail::row_threads, 0, stream>>>(
-      p.weighted_losses, tokens, p.given_total_weight, total_weight, loss);
+      p.weighted_losses, tokens, p.given_total_weight, p.total_weight, loss);
   detail::require_success(cudaGetLastError(), function, "the launch of the losses' sum");
 }
 

@@ -40,11 +40,12 @@ struct distillation_parameters {
   float* token_losses;             ///< null: not wanted
   double* weighted_losses;         ///< (tokens) w_t l_t
   double given_total_weight;       ///< 0: `total_weight` holds it
-  const double* total_weight;      ///< sum of the weights
+  double* total_weight;            ///< sum of the weights
   int vocabulary;
   int k;
   int kept;  ///< tiles of a row that stay in shared memory
   distillation_options options;
+  float teacher_share;        ///< that of the options
   exponent_scale scale;       ///< at the options' temperature, or at 1 where only labels weigh
   exponent_scale unit_scale;  ///< at temperature 1
   double divergence_weight;   ///< of the divergence in a token's loss

@@ -31,16 +31,13 @@ class jensen_shannon_row : public no_listed_tokens {
     float first, second;
   };
 
-  __device__ __forceinline__ explicit jensen_shannon_row(const row_context& row)
-      : scale_(row.p.scale),
-        teacher_share_(row.p.options.teacher_share),
-        share_(static_cast<float>(row.p.options.teacher_share)) {}
+  __device__ __forceinline__ explicit jensen_shannon_row(const row_context& row) : p_(row.p) {}
 
   template <class Reader, class Also>
   __device__ __forceinline__ void sum(const Reader& reader, const Also& also) {
     reader.read([&](const auto& piece) {
-      teacher_.add_teacher(piece, scale_);
-      student_.add_student(piece, scale_);
+      teacher_.add_teacher(piece, p_.scale);
+      student_.add_student(piece, p_.scale);
       also(piece);
     });
     teacher_.join();
@@ -56,7 +53,7 @@ class jensen_shannon_row : public no_listed_tokens {
       for (int i = 0; i < Reader::width; ++i) {
         if (!piece.has(i)) continue;
         const logs of = logs_of(piece.teacher(i), piece.student(i));
-        const mixture m(of.p, of.q, share_);
+        const mixture m(of.p, of.q, p_.teacher_share);
         teacher_sum = fmaf(exp2_approximate(of.p), m.p_over_m, teacher_sum);
         student_sum = fmaf(exp2_approximate(of.q), m.q_over_m, student_sum);
       }
@@ -70,19 +67,20 @@ class jensen_shannon_row : public no_listed_tokens {
 
   __device__ __forceinline__ double divergence() const {
     const double log2_divergence =
-        teacher_share_ * teacher_kl_ + (1 - teacher_share_) * student_kl_;
+        p_.options.teacher_share * teacher_kl_ + (1 - p_.options.teacher_share) * student_kl_;
     return at_least_0(ln_2 * log2_divergence);
   }
   __device__ __forceinline__ const exponential_sum& student() const { return student_; }
 
   /// q (first log2(q / m) + second).
   __device__ __forceinline__ factors factors_for(const gradient_weights& weights) const {
-    const double of_log2 = weights.divergence * (1 - teacher_share_) * ln_2;
+    const double of_log2 = weights.divergence * (1 - p_.options.teacher_share) * ln_2;
     return {static_cast<float>(of_log2), static_cast<float>(weights.label - of_log2 * student_kl_)};
   }
   __device__ __forceinline__ float gradient(float teacher, float student, const factors& f) const {
     const logs of = logs_of(teacher, student);
-    return exp2_approximate(of.q) * fmaf(f.first, mixture(of.p, of.q, share_).q_over_m, f.second);
+    return exp2_approximate(of.q) *
+           fmaf(f.first, mixture(of.p, of.q, p_.teacher_share).q_over_m, f.second);
   }
 
  private:
@@ -91,13 +89,11 @@ class jensen_shannon_row : public no_listed_tokens {
     float p, q;
   };
   __device__ __forceinline__ logs logs_of(float teacher, float student) const {
-    return {scale_.exponent(teacher, teacher_.reference) + teacher_offset_,
-            scale_.exponent(student, student_.reference) + student_offset_};
+    return {p_.scale.exponent(teacher, teacher_.reference) + teacher_offset_,
+            p_.scale.exponent(student, student_.reference) + student_offset_};
   }
 
-  const exponent_scale& scale_;
-  double teacher_share_;
-  float share_;
+  const distillation_parameters& p_;
   exponential_sum teacher_, student_;
   float teacher_offset_ = 0, student_offset_ = 0;
   float teacher_kl_ = 0, student_kl_ = 0;  ///< KL(p || m) and KL(q || m) by ln 2

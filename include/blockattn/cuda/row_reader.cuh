@@ -10,15 +10,19 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// How the rows of teacher, student and gradient are cut into pieces: `width` neighbouring tokens
-/// of the vocabulary, 16 bytes of the widest type, for each thread of a cta; the pieces of all
-/// threads are a tile. Types are stored_type's, or absent_values.
-template <class Teacher, class Student, class Gradient>
+/// Tokens for which the widest of the types takes 16 bytes.
+template <class... Types>
+inline constexpr int tokens_of_16_bytes = 16 / std::max({2, static_cast<int>(sizeof(Types))...});
+
+/// How the rows of teacher, student and gradient are cut into pieces: Width neighbouring tokens of
+/// the vocabulary for each thread of a cta; the pieces of all threads are a tile. Types are
+/// stored_type's, or absent_values.
+template <class Teacher,
+          class Student,
+          class Gradient,
+          int Width = tokens_of_16_bytes<Teacher, Student, Gradient>>
 struct row_pieces {
-  static constexpr int widest =
-      std::max(std::is_same_v<Teacher, absent_values> ? 2 : static_cast<int>(sizeof(Teacher)),
-               static_cast<int>(std::max(sizeof(Student), sizeof(Gradient))));
-  static constexpr int width = 16 / widest;
+  static constexpr int width = Width;
   static constexpr int tile = width * row_threads;
   using teacher_type = Teacher;
   using student_type = Student;

@@ -7,18 +7,6 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// The value of 16 stored bits.
-template <storage_format Format>
-__device__ __forceinline__ float widen(std::uint16_t bits) {
-  if constexpr (Format == storage_format::bf16) {
-    return __uint_as_float(static_cast<std::uint32_t>(bits) << 16);
-  } else {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-  }
-}
-
 /// What kernels take instead of an engine's own type of the same format.
 template <storage_format Format>
 using stored_type =
@@ -39,7 +27,8 @@ struct stored_piece {
     if constexpr (sizeof(T) == 4) {
       return __uint_as_float(words[i]);
     } else {
-      return widen<format_of<T>>(static_cast<std::uint16_t>(words[i / 2] >> i % 2 * 16));
+      return tensor_operand<format_of<T>>::widen(
+          static_cast<std::uint16_t>(words[i / 2] >> i % 2 * 16));
     }
   }
   /// Each value rounded once.
@@ -117,7 +106,7 @@ __device__ __forceinline__ float load_value(const T* from) {
   if constexpr (sizeof(T) == 4) {
     return *from;
   } else {
-    return widen<format_of<T>>(from->bits);
+    return tensor_operand<format_of<T>>::widen(from->bits);
   }
 }
 

@@ -138,11 +138,8 @@ class top_k_row {
       case blockattn::divergence::reverse_kl:
         return of.q - of.p;
       default:
-        return (1 - share()) * mixture(of.p, of.q, share()).q_over_m;
+        return (1 - p_.teacher_share) * mixture(of.p, of.q, p_.teacher_share).q_over_m;
     }
-  }
-  __device__ __forceinline__ float share() const {
-    return static_cast<float>(p_.options.teacher_share);
   }
   __device__ __forceinline__ void add(const outcome& of, float (&sums)[3]) const {
     const float p = exp2_approximate(of.p);
@@ -152,7 +149,7 @@ class top_k_row {
     sums[2] += q_slope;
     if (p_.options.divergence == blockattn::divergence::forward_kl) sums[1] += p * (of.p - of.q);
     if (p_.options.divergence == blockattn::divergence::jensen_shannon)
-      sums[1] += share() * p * mixture(of.p, of.q, share()).p_over_m;
+      sums[1] += p_.teacher_share * p * mixture(of.p, of.q, p_.teacher_share).p_over_m;
   }
   /// Of the whole outcome.
   __device__ __forceinline__ float gradient_of(const outcome& of, const factors& f) const {
