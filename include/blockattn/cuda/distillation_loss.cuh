@@ -193,7 +193,8 @@ inline index_t distillation_loss_workspace_size(index_t tokens) {
 /// when it is not wanted. Logits and gradient are bf16, fp16 or fp32, in any mixture; rows may lie
 /// anywhere (fastest when each begins at a multiple of 16 bytes). The gradient may take the place
 /// of the student's logits. Equals reference::distillation_loss: sums over a row are fp32, over
-/// tokens fp64. Same inputs, same bits, in place or not, with or without a gradient.
+/// tokens fp64. Same inputs, same bits, in place or not, with or without a gradient; where rows of
+/// logits are aligned otherwise, sums round otherwise.
 ///
 /// Only enqueues on `stream`; allocates nothing. One cta for each token reads teacher and student
 /// twice (jensen_shannon thrice), the first tiles of a row from shared memory after the first pass,
