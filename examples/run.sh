@@ -10,7 +10,13 @@ source "$root/cmake/prepare.sh"
 
 example=${1:-rag_prefill}
 shift || true
-if [ ! -e "$root/examples/$example.cpp" ] && [ ! -e "$root/examples/$example/CMakeLists.txt" ]; then
+options=()
+if [ -e "$root/examples/$example.cu" ]; then
+  source "$root/cmake/find_nvcc.sh"
+  CUDACXX=$(find_nvcc)
+  export CUDACXX
+  options=(-D BLOCKATTN_CUDA=ON)
+elif [ ! -e "$root/examples/$example.cpp" ] && [ ! -e "$root/examples/$example/CMakeLists.txt" ]; then
   echo "There is no example $example in $root/examples" >&2
   exit 1
 fi
@@ -21,7 +27,7 @@ if [ -e "$root/examples/$example/fetch_model.sh" ]; then
 fi
 (
   cd "$root"
-  cmake --preset release
+  cmake --preset release "${options[@]}"
   cmake --build --preset release --target "$example"
 )
 "$root/build/release/examples/bin/$example" "$@"
