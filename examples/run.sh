@@ -16,12 +16,14 @@ if [ -e "$root/examples/$example.cu" ]; then
   CUDACXX=$(find_nvcc)
   export CUDACXX
   options=(-D BLOCKATTN_CUDA=ON)
-elif [ ! -e "$root/examples/$example.cpp" ] && [ ! -e "$root/examples/$example/CMakeLists.txt" ]; then
+elif [ ! -e "$root/examples/$example.cpp" ] && [ ! -e "$root/examples/$example/CMakeLists.txt" ] &&
+  [ ! -e "$root/examples/$example/run.sh" ]; then
   echo "There is no example $example in $root/examples" >&2
   exit 1
 fi
 
 install_missing "${build_packages[@]}" python3-pip
+if [ -e "$root/examples/$example/run.sh" ]; then exec "$root/examples/$example/run.sh" "$@"; fi
 if [ -e "$root/examples/$example/fetch_model.sh" ]; then
   bash "$root/examples/$example/fetch_model.sh"
 fi

@@ -101,6 +101,15 @@ if [ -z "$quick" ]; then
   done
 fi
 
+if python3 -c 'import torch' 2>/dev/null; then
+  echo "== PyTorch extension"
+  if [ -n "$prefix" ]; then
+    CPATH=$(realpath "$prefix")/include${CPATH:+:$CPATH}
+    export CPATH
+  fi
+  examples/torch_extension/run.sh
+fi
+
 echo "== figures"
 "$build/attention_benchmark"
 "$build/attend_benchmark"
