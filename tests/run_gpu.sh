@@ -101,7 +101,12 @@ if [ -z "$quick" ]; then
   done
 fi
 
+echo "== figures"
+"$build/attention_benchmark"
+"$build/attend_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then
+  python3 benchmarks/cuda/peers.py
+
   echo "== PyTorch extension"
   if [ -n "$prefix" ]; then
     CPATH=$(realpath "$prefix")/include${CPATH:+:$CPATH}
@@ -109,8 +114,3 @@ if python3 -c 'import torch' 2>/dev/null; then
   fi
   examples/torch_extension/run.sh
 fi
-
-echo "== figures"
-"$build/attention_benchmark"
-"$build/attend_benchmark"
-if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi

@@ -5,8 +5,8 @@
     o = block_attention(q, k, v, mask)           # q, k, v: (tokens, heads, head_dim)
     o.sum().backward()
 
-There is no batch dimension: sequences follow one another on the token axis, `BlockMask.blocks([[512, 64], [300, 40, 8]])`
-packs two, which do not see each other. A mask is built once for each batch, and serves all layers.
+There is no batch dimension: sequences follow one another on the token axis, and do not see each other;
+`BlockMask.blocks([[512, 64], [300, 40, 8]])` packs two. A mask is built once for each batch and serves all layers.
 """
 
 import torch
@@ -18,7 +18,7 @@ __all__ = ["BlockMask", "block_attention"]
 
 
 class BlockMask:
-    """Who sees whom. Holds the plans of the kernels, each made, and sent to a device, when it is first needed."""
+    """Who sees whom. Keeps the plans of the kernels: each is made, and sent to a device, when it is first needed."""
 
     def __init__(self, native):
         self._native = native
@@ -30,20 +30,21 @@ class BlockMask:
 
     @classmethod
     def blocks(cls, lengths, *, sink_tokens=0, sink_visibility="own_and_final"):
-        """Block attention (arXiv 2409.15355): a token sees its own block up to itself, the last block of a sequence sees
-        all. `lengths` are those of one sequence's blocks, or a list of such lists. `sink_tokens` rows are inserted before each
-        block (see `sources`); other blocks see them as `sink_visibility` says: "own" = none, "own_and_final", "all"."""
+        """Block attention (arXiv 2409.15355): a token sees its own block up to itself, and in the last block of its
+        sequence all tokens before it. `lengths` are those of one sequence's blocks, or a list of such lists.
+        `sink_tokens` rows are inserted before each block (see `sources`); `sink_visibility` says which other blocks see
+        them: "own" = none, "own_and_final" = the final one, "all" = every later one."""
         return cls(_native.blocks(_sequences(lengths), sink_tokens, sink_visibility))
 
     @classmethod
-    def dropout(cls, lengths, *, keep_probability, seed, rule="hide_pairs", exempt_final_block=False, sink_tokens=0,
-                sink_visibility="own_and_final"):
-        """A mask drawn by block dropout (arXiv 2605.15913), the same on every machine for the same seed. `rule`: "hide_pairs"
-        hides each earlier block from each later one, "hide_context" context blocks from the final one, "global_blocks" lets a
-        context block see all before it, "random_final" lets another block be the final one, each with probability
-        1 - keep_probability. See `loss_tokens`."""
-        return cls(_native.dropout(_sequences(lengths), keep_probability, seed, rule, exempt_final_block, sink_tokens,
-                                   sink_visibility))
+    def dropout(cls, lengths, *, keep_probability, seed, rule="hide_pairs", exempt_final_block=False,
+                sink_tokens=0, sink_visibility="own_and_final"):
+        """A mask drawn by block dropout (arXiv 2605.15913), for one seed the same on every machine. With probability
+        1 - keep_probability each, "hide_pairs" hides an earlier block from a later one, "hide_context" a block from the
+        final one, "global_blocks" lets a block see all before it, "random_final" lets another block be the final one.
+        See `loss_tokens`."""
+        return cls(_native.dropout(_sequences(lengths), keep_probability, seed, rule, exempt_final_block,
+                                   sink_tokens, sink_visibility))
 
     @property
     def tokens(self):
@@ -66,18 +67,19 @@ class BlockMask:
 
 
 def block_attention(q, k, v, mask, *, scale=None, softcap=0.0, sink_logits=None, return_lse=False):
-    """softmax(softcap * tanh(scale * q k^T / softcap)) v over the pairs that `mask` shows; without softcap the plain scores.
+    """softmax(scores) v over the pairs that `mask` shows, with scores = scale * q k^T, or where softcap is not 0
+    softcap * tanh(scale * q k^T / softcap).
 
-    q: (tokens, query_heads, head_dim), k: (tokens, kv_heads, head_dim), v: (tokens, kv_heads, value_dim), of one type and
-    device: float64, float32, bfloat16 or float16 on the CPU, bfloat16 or float16 on CUDA. Head dims are multiples of 8 up
-    to 256 (CUDA: 128 for gradients); query_heads is a multiple of kv_heads. Strides are free where the last dimension is
-    contiguous, anything else is copied. `scale` defaults to head_dim ** -0.5. `sink_logits`: (query_heads), for each
-    head one more score in the softmax that has no value.
+    q: (tokens, query_heads, head_dim), k: (tokens, kv_heads, head_dim), v: (tokens, kv_heads, value_dim), all of one
+    type on one device: bfloat16 or float16, on the CPU also float32 and float64. Head dims are multiples of 8 up to 256
+    (gradients on CUDA: 128), query_heads is a multiple of kv_heads. Any strides are read in place where the last
+    dimension is contiguous, anything else is copied. `scale` defaults to head_dim ** -0.5. `sink_logits`,
+    (query_heads): one more score in each softmax, which has no value.
 
-    Returns o: (tokens, query_heads, value_dim), or with return_lse (o, lse): lse, (tokens, query_heads), is the natural
-    logarithm of the softmax's denominator, float32 (float64 beside float64). A row that sees nothing has o = 0 and
-    lse = -inf. Both have gradients, those of q, k, v and sink_logits; there are no second derivatives. The same
-    inputs give the same bits. Raises ValueError for what it does not support.
+    Returns o, (tokens, query_heads, value_dim), or with return_lse (o, lse). lse, (tokens, query_heads), is the natural
+    logarithm of the softmax's denominator in float32, float64 for float64 tensors. A row that sees nothing has o = 0
+    and lse = -inf. q, k, v and sink_logits get gradients, of o and of lse, once: there are no second derivatives. The
+    same inputs give the same bits. Raises ValueError for what it does not support.
     """
     if sink_logits is not None:
         sink_logits = sink_logits.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()

@@ -26,7 +26,8 @@ if ! finds_torch "$python"; then
     python3 -c 'import ensurepip' 2>/dev/null || install_missing python3-venv
     python3 -m venv --clear "$build/torch"
     status=0
-    timeout "$patience" "$python" -m pip install --quiet --no-cache-dir --disable-pip-version-check torch setuptools || status=$?
+    timeout "$patience" "$python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+      torch setuptools || status=$?
     if [ "$status" -eq 124 ]; then
       echo "skipped: torch was not installed within $patience seconds"
       rm -rf "$build/torch"
@@ -40,5 +41,6 @@ python_h=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))'
 if [ ! -e "$python_h" ]; then install_missing python3-dev; fi
 
 cd "$here"
-"$python" setup.py --quiet build --force --build-base "$build/torch_extension" --build-lib "$build/torch_extension/lib"
-PYTHONPATH="$build/torch_extension/lib" "$python" test_block_attention.py "$@"
+lib=$build/torch_extension/lib
+"$python" setup.py --quiet build --force --build-base "$build/torch_extension" --build-lib "$lib"
+PYTHONPATH="$lib" "$python" test_block_attention.py "$@"

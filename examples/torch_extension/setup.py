@@ -1,6 +1,8 @@
 # Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
-"""Builds the module for the CPU of this machine, and for CUDA where torch sees a device or TORCH_CUDA_ARCH_LIST
-names one and there is an nvcc. Run it in its own folder; it needs torch, setuptools, g++ 12 or newer, and xsimd."""
+"""Builds block_attention for the CPU of this machine and, where there is an nvcc, for the CUDA devices that torch sees
+or TORCH_CUDA_ARCH_LIST names. Needs torch, g++ 12 or newer and xsimd:
+    pip install --no-build-isolation examples/torch_extension
+"""
 
 import os
 
@@ -10,8 +12,9 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 with_cuda = CUDA_HOME is not None and (torch.cuda.is_available() or "TORCH_CUDA_ARCH_LIST" in os.environ)
 sources = ["bindings.cpp", "cpu_attention.cpp"]
-# OpenMP is torch's: linking another would give this module threads of its own.
-flags = ["-std=c++20", "-O3", "-g0", "-march=native", "-fopenmp", "-fvisibility=hidden", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# Compiled with OpenMP but not linked to it: the threads are those of the runtime that torch has loaded.
+flags = ["-std=c++20", "-O3", "-g0", "-march=native", "-fvisibility=hidden", "-fopenmp",
+         "-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC bug 105593, with AVX-512
 if with_cuda:
     sources.append("cuda_attention.cu")
     flags.append("-DBLOCK_ATTENTION_CUDA")
