@@ -6,7 +6,8 @@
 # Needs nvcc 12.4 or newer (on the PATH or in /usr/local/cuda/bin), g++, and the headers of Eigen, xsimd and Catch2
 # (version 2, which is one header, or an installed version 3): where the machine lacks them, PREFIX names a
 # folder with include/eigen3, include/xsimd and include/catch2. Prints the test results, what compute-sanitizer found, and
-# the table of figures. --quick leaves out the sanitizers. Objects go to build/gpu.
+# the table of figures; where python3 can import torch, PyTorch's figures and the tests of examples/torch_extension too.
+# --quick leaves out the sanitizers. Objects go to build/gpu.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -73,6 +74,7 @@ for source in tests/cuda/*_test.cpp; do
   tests+=("$build/$(basename "$source" .cpp)")
   start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
 done
+start "${cuda[@]}" examples/04_cuda_forward_backward.cu -o "$build/04_cuda_forward_backward"
 for name in attention attend distill; do
   start "${cuda[@]}" "benchmarks/cuda/${name}_benchmark.cu" -o "$build/${name}_benchmark" -lcublas
 done
@@ -90,6 +92,8 @@ run_test() {
 }
 for test in "${tests[@]}"; do start run_test "$test"; done
 finish
+echo "== example 04_cuda_forward_backward"
+"$build/04_cuda_forward_backward"
 
 if [ -z "$quick" ]; then
   for tool in memcheck racecheck; do
@@ -107,4 +111,13 @@ echo "== figures"
 "$build/attention_benchmark"
 "$build/attend_benchmark"
 "$build/distill_benchmark"
-if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi
+if python3 -c 'import torch' 2>/dev/null; then
+  python3 benchmarks/cuda/peers.py
+
+  echo "== PyTorch extension"
+  if [ -n "$prefix" ]; then
+    CPATH=$(realpath "$prefix")/include${CPATH:+:$CPATH}
+    export CPATH
+  fi
+  examples/torch_extension/run.sh
+fi
