@@ -73,7 +73,7 @@ for source in tests/cuda/*_test.cpp; do
   tests+=("$build/$(basename "$source" .cpp)")
   start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
 done
-for name in attention attend; do
+for name in attention attend rows; do
   start "${cuda[@]}" "benchmarks/cuda/${name}_benchmark.cu" -o "$build/${name}_benchmark" -lcublas
 done
 finish
@@ -98,10 +98,15 @@ if [ -z "$quick" ]; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_contract_test" "cuda 1. keys that no row sees may hold anything"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/backward_test" "cuda::backward equals the reference over several blocks and heads"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/attend_blocks_test" "cuda::attend_blocks cuts many pages under different shifts"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_test" "cuda::merge takes any number of states"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_backward_test" "cuda::merge_backward leaves out what is not wanted, and gives the same bits each time"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/rotate_test" "cuda::reposition turns without the magnitude, by one delta or by one for each token"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/scatter_rows_test" "cuda: the adjoints of scatter_rows and gather_rows equal the CPU's"
   done
 fi
 
 echo "== figures"
 "$build/attention_benchmark"
 "$build/attend_benchmark"
+"$build/rows_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then python3 benchmarks/cuda/peers.py; fi
