@@ -75,7 +75,7 @@ for source in tests/cuda/*_test.cpp; do
   start "${host[@]}" -c "$source" -o "${tests[-1]}.o"
 done
 start "${cuda[@]}" examples/04_cuda_forward_backward.cu -o "$build/04_cuda_forward_backward"
-for name in attention attend distill; do
+for name in attention attend distill rows; do
   start "${cuda[@]}" "benchmarks/cuda/${name}_benchmark.cu" -o "$build/${name}_benchmark" -lcublas
 done
 finish
@@ -104,6 +104,10 @@ if [ -z "$quick" ]; then
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/attend_blocks_test" "cuda::attend_blocks cuts many pages under different shifts"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/distillation_loss_test" "cuda::distillation_loss equals the reference where shared memory holds part of a row"
     compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/token_weights_test" "cuda::token_weights need no scores where all are alike, and no ignored"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_test" "cuda::merge takes any number of states"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_backward_test" "cuda::merge_backward leaves out what is not wanted, and gives the same bits each time"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/rotate_test" "cuda::reposition turns without the magnitude, by one delta or by one for each token"
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/scatter_rows_test" "cuda: the adjoints of scatter_rows and gather_rows equal the CPU's"
   done
 fi
 
@@ -111,6 +115,7 @@ echo "== figures"
 "$build/attention_benchmark"
 "$build/attend_benchmark"
 "$build/distill_benchmark"
+"$build/rows_benchmark"
 if python3 -c 'import torch' 2>/dev/null; then
   python3 benchmarks/cuda/peers.py
 

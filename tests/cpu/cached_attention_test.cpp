@@ -15,9 +15,9 @@
 #include <thread>
 #include <vector>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 
 using namespace blockattn_test;
 

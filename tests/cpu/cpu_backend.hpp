@@ -4,6 +4,7 @@
 #include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/merge.hpp>
+#include <blockattn/cpu/merge_backward.hpp>
 
 #include "support/attention_case.hpp"
 
@@ -30,6 +31,11 @@ struct cpu_backend {
   template <class P, class O>
   void merge(const merge_arguments<P, O>& arguments) const {
     cpu::merge(arguments);
+  }
+
+  template <class... Types>
+  void merge_backward(const merge_backward_arguments<Types...>& arguments) const {
+    cpu::merge_backward(arguments);
   }
 };
 

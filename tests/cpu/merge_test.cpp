@@ -7,16 +7,15 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/cpu_backend.hpp"
 #include "support/catch.hpp"
+#include "support/merge_problem.hpp"
 #include "support/random.hpp"
 #include "support/shuffling_executor.hpp"
 
 using namespace blockattn_test;
 
 namespace {
-
-template <class C>
-constexpr C infinity = std::numeric_limits<C>::infinity();
 
 constexpr index_t tokens = 37;  // several tasks, the last one partial
 constexpr index_t heads = 3;
@@ -186,6 +185,21 @@ TEMPLATE_TEST_CASE("any split of the keys, in any order and tree, merges to the 
       tree = merged<P>({tree.state(), pieces[p].state()});
     }
     check_close(tree, joint, static_cast<double>(parts + 1) * tolerance<P>());
+  }
+}
+
+TEST_CASE("merge is the formula, for every storage, size and kind of state", "[merge]") {
+  const std::uint64_t seed = test_seed(133);
+  CAPTURE(seed);
+  random_source random(seed);
+  for (const index_t rows_of_tokens : {0, 1, 16, 19}) {
+    for (const index_t dim : {0, 1, 15, 16, 17, 64, 100}) {
+      const merge_sizes sizes = {random.integer(0, 5), rows_of_tokens, random.integer(1, 3), dim};
+      check_merge_formulas<double, double>(cpu_backend{}, random, sizes, 1e-14);
+      check_merge_formulas<float, float>(cpu_backend{}, random, sizes, 4e-6);
+      check_merge_formulas<bfloat16, bfloat16>(cpu_backend{}, random, sizes, 4e-6);
+      check_merge_formulas<float16, float>(cpu_backend{}, random, sizes, 4e-6);
+    }
   }
 }
 

@@ -60,16 +60,10 @@ void attend_on_device(const attend_arguments<T, T, T, O>& arguments,
       .sink_logits = {sinks.view().data, arguments.sink_logits.size()},
       .sequences = keys.sequences()};
   const cuda::attend_sizes sizes = cuda::attend_memory(device, options);
-  const auto size = static_cast<std::size_t>(sizes.workspace);
-  constexpr std::size_t canary = 1024;
-  const device_bytes workspace(size + canary);
   std::vector<std::byte> staging(static_cast<std::size_t>(sizes.staging));
-  cuda::attend_blocks(device, options, workspace.span().first(size), staging, nullptr);
-  require_success(cudaDeviceSynchronize(), "the call");
-  const std::vector<std::byte> after = workspace.read();
-  if (std::count(after.end() - canary, after.end(), std::byte{0xff}) != canary) {
-    throw std::runtime_error("the device wrote behind its workspace");
-  }
+  run_in_workspace(nullptr, sizes.workspace, [&](std::span<std::byte> workspace) {
+    cuda::attend_blocks(device, options, workspace, staging, nullptr);
+  });
   keys.bring_back();
   q.bring_back();
   o.bring_back();

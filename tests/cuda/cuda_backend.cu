@@ -33,21 +33,11 @@ void run_on_device(const std::vector<tile_plan>& plans,
                    index_t query_heads,
                    const SizeOf& size_of,
                    const Enqueue& enqueue) {
-  cudaStream_t stream = nullptr;
-  require_success(cudaStreamCreate(&stream), "cudaStreamCreate");
-  {
-    const cuda::owned_device_plan plan(plan_set(plans, head_to_mask), query_heads, stream);
-    const auto size = static_cast<std::size_t>(size_of(plan.plan()));
-    constexpr std::size_t canary = 1024;
-    const device_bytes workspace(size + canary);
-    enqueue(plan.plan(), workspace.span().first(size), stream);
-    require_success(cudaStreamSynchronize(stream), "the call");
-    const std::vector<std::byte> after = workspace.read();
-    if (std::count(after.end() - canary, after.end(), std::byte{0xff}) != canary) {
-      throw std::runtime_error("the device wrote behind its workspace");
-    }
-  }
-  require_success(cudaStreamDestroy(stream), "cudaStreamDestroy");
+  const device_stream stream;
+  const cuda::owned_device_plan plan(plan_set(plans, head_to_mask), query_heads, stream);
+  run_in_workspace(stream, size_of(plan.plan()), [&](std::span<std::byte> workspace) {
+    enqueue(plan.plan(), workspace, stream);
+  });
 }
 
 }  // namespace

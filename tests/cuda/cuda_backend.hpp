@@ -9,7 +9,7 @@
 
 /// \file
 /// Needs no nvcc: the tests of this room are compiled by the host compiler, the library's CUDA
-/// headers once, in cuda_backend.cu.
+/// headers once, in the .cu files beside them.
 
 namespace blockattn_test {
 

@@ -128,4 +128,32 @@ heads_view<T> as_heads(std::span<T> values) {
   return token_major(values.data(), 1, static_cast<index_t>(values.size()), 1);
 }
 
+/// A stream that ends with its scope.
+class device_stream {
+ public:
+  device_stream() { require_success(cudaStreamCreate(&stream_), "cudaStreamCreate"); }
+  device_stream(const device_stream&) = delete;
+  device_stream& operator=(const device_stream&) = delete;
+  ~device_stream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// Calls `enqueue(workspace)` with a workspace of `size` bytes that hold NaN, waits for the stream,
+/// and sees that nothing was written behind it.
+template <class Enqueue>
+void run_in_workspace(cudaStream_t stream, index_t size, const Enqueue& enqueue) {
+  constexpr std::size_t canary = 1024;
+  const device_bytes workspace(static_cast<std::size_t>(size) + canary);
+  enqueue(workspace.span().first(static_cast<std::size_t>(size)));
+  require_success(cudaStreamSynchronize(stream), "the call");
+  const std::vector<std::byte> after = workspace.read();
+  if (std::count(after.end() - canary, after.end(), std::byte{0xff}) != canary) {
+    throw std::runtime_error("the device wrote behind its workspace");
+  }
+}
+
 }  // namespace blockattn_test

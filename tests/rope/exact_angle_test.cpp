@@ -2,9 +2,9 @@
 #include <blockattn/rope/exact_angle.hpp>
 #include <cmath>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 
 namespace blockattn_test {
 namespace {

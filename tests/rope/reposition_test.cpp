@@ -2,10 +2,10 @@
 #include <blockattn/rope/reposition.hpp>
 #include <cmath>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/contains.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 
 namespace blockattn_test {
 namespace {

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <limits>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/contains.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 
 namespace blockattn_test {
 

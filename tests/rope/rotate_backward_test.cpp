@@ -5,11 +5,11 @@
 #include <limits>
 #include <numeric>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/contains.hpp"
 #include "support/hostile_tensor.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 #include "support/unit_roundoff.hpp"
 
 namespace blockattn_test {

@@ -1,9 +1,9 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include <blockattn/rope/rotate_row.hpp>
 
-#include "rope/rope_variants.hpp"
 #include "support/catch.hpp"
 #include "support/random.hpp"
+#include "support/rope_variants.hpp"
 
 namespace blockattn_test {
 

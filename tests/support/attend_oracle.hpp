@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "rope/rope_variants.hpp"
+#include "support/rope_variants.hpp"
 #include "support/unit_roundoff.hpp"
 
 namespace blockattn_test {

@@ -58,14 +58,18 @@ void check_options(const char* function, const attention_options& options) {
 }
 
 template <class C>
-void check_sink_logits(const char* function, std::span<const C> sink_logits, index_t query_heads) {
+void check_sink_count(const char* function, std::span<const C> sink_logits, index_t query_heads) {
   const auto count = static_cast<index_t>(sink_logits.size());
   require(count == 0 || count == query_heads, function, ": ", count, " sink_logits for ",
           query_heads, " query heads");
-  for (index_t head = 0; head < count; ++head) {
-    const C logit = sink_logits[static_cast<std::size_t>(head)];
-    require(logit <= std::numeric_limits<C>::max(), function, ": sink_logits[", head, "] is ",
-            logit, ", must be finite or -inf");
+}
+
+template <class C>
+void check_sink_logits(const char* function, std::span<const C> sink_logits, index_t query_heads) {
+  check_sink_count(function, sink_logits, query_heads);
+  for (std::size_t head = 0; head < sink_logits.size(); ++head) {
+    require(sink_logits[head] <= std::numeric_limits<C>::max(), function, ": sink_logits[", head,
+            "] is ", sink_logits[head], ", must be finite or -inf");
   }
 }
 

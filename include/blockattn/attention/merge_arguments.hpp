@@ -65,13 +65,20 @@ void check_states(const char* function,
   }
 }
 
+/// What can be checked without the values of the sink logits, which may be on a device.
 template <class P, class O>
-void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
+void check_merge_shapes(const char* function, const merge_arguments<P, O>& arguments) {
   const auto& o = arguments.o;
   check_output_view(function, "o", o);
   check_lse_view(function, arguments.lse, o.tokens, o.heads);
-  check_sink_logits(function, arguments.sink_logits, o.heads);
+  check_sink_count(function, arguments.sink_logits, o.heads);
   check_states(function, arguments.states, o.tokens, o.heads, o.head_dim);
+}
+
+template <class P, class O>
+void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
+  check_merge_shapes(function, arguments);
+  check_sink_logits(function, arguments.sink_logits, arguments.o.heads);
 }
 
 }  // namespace detail

@@ -51,13 +51,14 @@ void check_state_gradient(const state_place& place,
           ": d_row_log_weights is wanted but the state has no row_log_weights");
 }
 
+/// What can be checked without the values of the sink logits, which may be on a device.
 template <class P, class O, class D>
-void check_merge_backward(const char* function,
-                          const merge_backward_arguments<P, O, D>& arguments) {
+void check_merge_backward_shapes(const char* function,
+                                 const merge_backward_arguments<P, O, D>& arguments) {
   const auto& d_o = arguments.d_o;
   check_view(function, "d_o", d_o);
   check_lse_view(function, arguments.d_lse, d_o.tokens, d_o.heads, "d_lse");
-  check_sink_logits(function, arguments.sink_logits, d_o.heads);
+  check_sink_count(function, arguments.sink_logits, d_o.heads);
   const std::size_t d_sinks = arguments.d_sink_logits.size();
   require(d_sinks == 0 || d_sinks == arguments.sink_logits.size(), function, ": ", d_sinks,
           " d_sink_logits for ", arguments.sink_logits.size(), " sink_logits");
@@ -79,6 +80,13 @@ void check_merge_backward(const char* function,
               ": d_o and d_o of state ", other, " share their memory");
     }
   }
+}
+
+template <class P, class O, class D>
+void check_merge_backward(const char* function,
+                          const merge_backward_arguments<P, O, D>& arguments) {
+  check_merge_backward_shapes(function, arguments);
+  check_sink_logits(function, arguments.sink_logits, arguments.d_o.heads);
 }
 
 }  // namespace detail

@@ -4,6 +4,7 @@
 #include <blockattn/attention/checks.hpp>
 #include <blockattn/cuda/device_plan.cuh>
 #include <blockattn/cuda/merge_parts_kernel.cuh>
+#include <blockattn/cuda/row_access.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
 
@@ -54,14 +55,6 @@ void check_forward_call(const char* function,
   require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
           ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
           " heads are more than a launch takes");
-}
-
-/// True when every row begins at a multiple of 16 bytes.
-template <class T>
-bool rows_are_aligned(const heads_view<T>& view) {
-  constexpr index_t values = 16 / static_cast<index_t>(sizeof(T));
-  return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && view.token_stride % values == 0 &&
-         view.head_stride % values == 0;
 }
 
 template <class T>

@@ -33,6 +33,37 @@ inline void require_rows(std::string_view function,
           " elements, must hold ", rows, " rows x ", columns, " columns");
 }
 
+/// The sizes of a scatter_rows call, in elements; Layout is a block_layout or has its tokens(),
+/// source_tokens() and sink_options().
+template <class Layout>
+void check_scatter_rows(const char* function,
+                        const Layout& layout,
+                        std::size_t source_rows,
+                        std::size_t sink_rows,
+                        std::size_t out,
+                        index_t columns) {
+  const index_t per_set = layout.sink_options().tokens_per_block;
+  const index_t all_sinks = layout.tokens() - layout.source_tokens();
+  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
+  require_rows(function, "source_rows", source_rows, layout.source_tokens(), columns);
+  require_rows(function, "out", out, layout.tokens(), columns);
+  require(holds_rows(sink_rows, per_set, columns) || holds_rows(sink_rows, all_sinks, columns),
+          function, ": sink_rows holds ", sink_rows, " elements, must hold ", per_set,
+          " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns, " columns");
+}
+
+/// The same of gather_rows.
+template <class Layout>
+void check_gather_rows(const char* function,
+                       const Layout& layout,
+                       std::size_t rows,
+                       std::size_t out,
+                       index_t columns) {
+  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
+  require_rows(function, "rows", rows, layout.tokens(), columns);
+  require_rows(function, "out", out, layout.source_tokens(), columns);
+}
+
 template <class T>
 void copy_rows(std::span<const T> from,
                index_t from_row,
@@ -63,18 +94,10 @@ void scatter_rows(const block_layout& layout,
                   index_t columns = 1) {
   using T = std::ranges::range_value_t<Out>;
   const std::span<T> rows(std::ranges::data(out), std::ranges::size(out));
-  const index_t per_set = layout.sink_options().tokens_per_block;
-  const index_t all_sinks = layout.tokens() - layout.source_tokens();
-  detail::require(columns >= 1, "scatter_rows: columns is ", columns, ", must be positive");
-  detail::require_rows("scatter_rows", "source_rows", source_rows.size(), layout.source_tokens(),
-                       columns);
-  detail::require_rows("scatter_rows", "out", rows.size(), layout.tokens(), columns);
-  const bool one_set = detail::holds_rows(sink_rows.size(), per_set, columns);
-  detail::require(one_set || detail::holds_rows(sink_rows.size(), all_sinks, columns),
-                  "scatter_rows: sink_rows holds ", sink_rows.size(), " elements, must hold ",
-                  per_set, " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns,
-                  " columns");
-
+  detail::check_scatter_rows("scatter_rows", layout, source_rows.size(), sink_rows.size(),
+                             rows.size(), columns);
+  const bool one_set =
+      detail::holds_rows(sink_rows.size(), layout.sink_options().tokens_per_block, columns);
   index_t sink_row = 0;
   for (index_t b = 0; b < layout.blocks(); ++b) {
     const index_range source = layout.source_range(b);
@@ -101,9 +124,7 @@ void gather_rows(const block_layout& layout,
                  index_t columns = 1) {
   using T = std::ranges::range_value_t<Out>;
   const std::span<T> source_rows(std::ranges::data(out), std::ranges::size(out));
-  detail::require(columns >= 1, "gather_rows: columns is ", columns, ", must be positive");
-  detail::require_rows("gather_rows", "rows", rows.size(), layout.tokens(), columns);
-  detail::require_rows("gather_rows", "out", source_rows.size(), layout.source_tokens(), columns);
+  detail::check_gather_rows("gather_rows", layout, rows.size(), source_rows.size(), columns);
   for (index_t b = 0; b < layout.blocks(); ++b) {
     const index_range source = layout.source_range(b);
     detail::copy_rows<T>(rows, layout.content_tokens(b).begin, source_rows, source.begin,

@@ -71,6 +71,40 @@ void put_summed_sinks(
   }
 }
 
+/// The sizes of a scatter_rows_backward call, in elements; Layout as in check_scatter_rows.
+template <class Layout>
+void check_scatter_rows_backward(const char* function,
+                                 const Layout& layout,
+                                 std::size_t d_out,
+                                 std::size_t d_source_rows,
+                                 std::size_t d_sink_rows,
+                                 index_t columns) {
+  const index_t per_set = layout.sink_options().tokens_per_block;
+  const index_t all_sinks = layout.tokens() - layout.source_tokens();
+  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
+  require_rows(function, "d_out", d_out, layout.tokens(), columns);
+  if (d_source_rows != 0) {
+    require_rows(function, "d_source_rows", d_source_rows, layout.source_tokens(), columns);
+  }
+  require(d_sink_rows == 0 || holds_rows(d_sink_rows, per_set, columns) ||
+              holds_rows(d_sink_rows, all_sinks, columns),
+          function, ": d_sink_rows holds ", d_sink_rows, " elements, must hold ", per_set,
+          " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns,
+          " columns, or nothing");
+}
+
+/// The same of gather_rows_backward.
+template <class Layout>
+void check_gather_rows_backward(const char* function,
+                                const Layout& layout,
+                                std::size_t d_out,
+                                std::size_t d_rows,
+                                index_t columns) {
+  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
+  require_rows(function, "d_out", d_out, layout.source_tokens(), columns);
+  require_rows(function, "d_rows", d_rows, layout.tokens(), columns);
+}
+
 template <class Put, class DOut, class DSource, class DSinks>
 void scatter_rows_adjoint(const char* function,
                           const Put& put,
@@ -83,18 +117,9 @@ void scatter_rows_adjoint(const char* function,
                           std::ranges::range_value_t<DSource>, std::ranges::range_value_t<DSinks>>;
   const std::size_t sources = std::ranges::size(d_source_rows);
   const std::size_t sink_values = std::ranges::size(d_sink_rows);
-  const index_t per_set = layout.sink_options().tokens_per_block;
-  const index_t all_sinks = layout.tokens() - layout.source_tokens();
-  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "d_out", std::ranges::size(d_out), layout.tokens(), columns);
-  if (sources != 0) {
-    require_rows(function, "d_source_rows", sources, layout.source_tokens(), columns);
-  }
-  const bool one_set = holds_rows(sink_values, per_set, columns);
-  require(sink_values == 0 || one_set || holds_rows(sink_values, all_sinks, columns), function,
-          ": d_sink_rows holds ", sink_values, " elements, must hold ", per_set,
-          " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns,
-          " columns, or nothing");
+  check_scatter_rows_backward(function, layout, std::ranges::size(d_out), sources, sink_values,
+                              columns);
+  const bool one_set = holds_rows(sink_values, layout.sink_options().tokens_per_block, columns);
 
   const auto* const from = std::ranges::data(d_out);
   index_t sink_row = 0;
@@ -125,9 +150,8 @@ void gather_rows_adjoint(const char* function,
                          index_t columns) {
   using C = accumulator_t<std::remove_cv_t<std::ranges::range_value_t<DOut>>,
                           std::ranges::range_value_t<DRows>>;
-  require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "d_out", std::ranges::size(d_out), layout.source_tokens(), columns);
-  require_rows(function, "d_rows", std::ranges::size(d_rows), layout.tokens(), columns);
+  check_gather_rows_backward(function, layout, std::ranges::size(d_out), std::ranges::size(d_rows),
+                             columns);
   auto* const to = std::ranges::data(d_rows);
   for (index_t b = 0; b < layout.blocks(); ++b) {
     const index_range source = layout.source_range(b);

@@ -56,6 +56,9 @@ class rope {
   /// (pairs) radians per position, after divisors and scaling.
   std::span<const double> frequencies() const noexcept { return frequencies_; }
 
+  /// (pairs) the frequencies as `angles` takes them: for kernels that cannot call it.
+  std::span<const detail::turn_rate> rates() const noexcept { return rates_; }
+
   /// cosines[i] = factor * cos(position * frequencies()[i]), sines alike, for every pair. The
   /// product is reduced exactly, so precision does not fall with the position: before the rounding
   /// to C the error is below factor * 2^-51 * max(1, frequency) everywhere, where an fp64 product

@@ -35,12 +35,19 @@ inline void check_rope_position(const char* function,
           "[", index, "] is ", position, ", must be finite and at most 2^52 in magnitude");
 }
 
+inline void check_rope_position_count(const char* function,
+                                      const char* name,
+                                      std::span<const double> positions,
+                                      index_t tokens) {
+  require(static_cast<index_t>(positions.size()) == tokens, function, ": ", positions.size(), " ",
+          name, " for ", tokens, " tokens");
+}
+
 inline void check_rope_positions(const char* function,
                                  const char* name,
                                  std::span<const double> positions,
                                  index_t tokens) {
-  require(static_cast<index_t>(positions.size()) == tokens, function, ": ", positions.size(), " ",
-          name, " for ", tokens, " tokens");
+  check_rope_position_count(function, name, positions, tokens);
   for (index_t t = 0; t < tokens; ++t) {
     check_rope_position(function, name, t, positions[static_cast<std::size_t>(t)]);
   }

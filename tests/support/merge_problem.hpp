@@ -1,8 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/cpu/merge.hpp>
-#include <blockattn/cpu/merge_backward.hpp>
+#include <blockattn/attention/merge_backward_arguments.hpp>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -10,9 +9,11 @@
 #include "support/catch.hpp"
 #include "support/hostile_tensor.hpp"
 #include "support/random.hpp"
+#include "support/unit_roundoff.hpp"
 
 /// \file
-/// Random merges with the gradients of their results, and what their backward must give.
+/// Random merges with the gradients of their results, and what both must give. A backend has
+/// `merge` and `merge_backward`, which take the arguments of those names.
 
 namespace blockattn_test {
 
@@ -26,6 +27,13 @@ struct merge_sizes {
   index_t tokens = 3;
   index_t heads = 2;
   index_t value_dim = 5;
+  bool hostile =
+      true;  ///< tensors lie anyhow; else rows of 8 values begin at multiples of 16 bytes
+
+  tensor_layout layout(random_source& random) const {
+    const tensor_layout any = random_tensor_layout(random);
+    return hostile ? any : tensor_layout{.head_major = any.head_major};
+  }
 };
 
 template <class D>
@@ -55,12 +63,12 @@ struct merge_problem {
   /// States that are there in every row, merged plainly.
   merge_problem(random_source& random, const merge_sizes& shape)
       : sizes(shape),
-        d_o(shape.tokens, shape.heads, shape.value_dim, random_tensor_layout(random)),
-        d_lse(shape.tokens, shape.heads, 1, random_tensor_layout(random)) {
+        d_o(shape.tokens, shape.heads, shape.value_dim, shape.layout(random)),
+        d_lse(shape.tokens, shape.heads, 1, shape.layout(random)) {
     for (index_t s = 0; s < shape.states; ++s) {
-      o.emplace_back(shape.tokens, shape.heads, shape.value_dim, random_tensor_layout(random));
-      lse.emplace_back(shape.tokens, shape.heads, 1, random_tensor_layout(random));
-      row_log_weights.emplace_back(shape.tokens, shape.heads, 1, random_tensor_layout(random));
+      o.emplace_back(shape.tokens, shape.heads, shape.value_dim, shape.layout(random));
+      lse.emplace_back(shape.tokens, shape.heads, 1, shape.layout(random));
+      row_log_weights.emplace_back(shape.tokens, shape.heads, 1, shape.layout(random));
       o.back().fill_normal(random, 1, all_tokens);
       lse.back().fill_normal(random, 2, all_tokens);
       row_log_weights.back().fill_normal(random, 2, all_tokens);
@@ -108,7 +116,7 @@ struct merge_problem {
     merge_gradients<D> result;
     for (index_t s = 0; s < sizes.states; ++s) {
       const auto tensor = [&]<class T>(T, index_t dim) {
-        return hostile_tensor<T>(sizes.tokens, sizes.heads, dim, random_tensor_layout(random));
+        return hostile_tensor<T>(sizes.tokens, sizes.heads, dim, sizes.layout(random));
       };
       result.d_o.push_back(tensor(D{}, sizes.value_dim));
       result.d_lse.push_back(tensor(C{}, 1));
@@ -129,17 +137,17 @@ struct merge_problem {
     return targets;
   }
 
-  template <class Executor = serial_executor>
-  merge_gradients<D> differentiate(random_source& random, Executor&& workers = Executor{}) const {
+  template <class Backend>
+  merge_gradients<D> differentiate(const Backend& backend, random_source& random) const {
     merge_gradients<D> result = unwritten(random);
     const auto into = targets(result);
-    cpu::merge_backward<P, O, D>({.states = states,
-                                  .d_o = d_o.view(),
-                                  .d_lse = d_lse.as_lse(),
-                                  .gradients = into,
-                                  .sink_logits = sink_logits,
-                                  .d_sink_logits = result.d_sink_logits},
-                                 workers);
+    backend.merge_backward(
+        merge_backward_arguments<P, O, D>{.states = states,
+                                          .d_o = d_o.view(),
+                                          .d_lse = d_lse.as_lse(),
+                                          .gradients = into,
+                                          .sink_logits = sink_logits,
+                                          .d_sink_logits = result.d_sink_logits});
     for (std::size_t s = 0; s < states.size(); ++s) {
       REQUIRE(result.d_o[s].margins_untouched());
       REQUIRE(result.d_lse[s].margins_untouched());
@@ -147,38 +155,6 @@ struct merge_problem {
                                          : result.d_row_log_weights[s].all_untouched()));
     }
     return result;
-  }
-
-  /// sum(d_o . o) + sum(d_lse lse) of the merge, without the lse of rows that see nothing.
-  double loss() const requires std::same_as<P, double> {
-    std::vector<double> o_values(
-        static_cast<std::size_t>(sizes.tokens * sizes.heads * sizes.value_dim));
-    std::vector<double> lse_values(static_cast<std::size_t>(sizes.tokens * sizes.heads));
-    const auto merged = token_major(o_values.data(), sizes.tokens, sizes.heads, sizes.value_dim);
-    const auto merged_lse = token_major_lse(lse_values.data(), sizes.tokens, sizes.heads);
-    cpu::merge<double>(
-        {.states = states, .o = merged, .lse = merged_lse, .sink_logits = sink_logits});
-    double sum = 0;
-    for_each_row([&](index_t token, index_t head) {
-      for (index_t i = 0; i < sizes.value_dim; ++i) {
-        sum += merged.row(token, head)[i] * d_o.view().row(token, head)[i];
-      }
-      const double row_lse = merged_lse.at(token, head);
-      if (row_lse != -infinity<double>) sum += row_lse * d_lse.as_lse().at(token, head);
-    });
-    return sum;
-  }
-
-  /// The derivative of the loss by one of the problem's own numbers.
-  double difference(double& at) const requires std::same_as<P, double> {
-    const double before = at;
-    const double step = 1e-5;
-    at = before + step;
-    const double up = loss();
-    at = before - step;
-    const double down = loss();
-    at = before;
-    return (up - down) / (2 * step);
   }
 };
 
@@ -231,5 +207,89 @@ struct row_formula {
     return share[s] * sum;
   }
 };
+
+/// A merge against the formulas: o is off by one rounding and `bound`, lse by `bound`.
+template <class P, class O, class Backend>
+void check_merge_formulas(const Backend& backend,
+                          random_source& random,
+                          const merge_sizes& sizes,
+                          double bound) {
+  CAPTURE(sizes.states, sizes.tokens, sizes.heads, sizes.value_dim, sizes.hostile);
+  using C = accumulator_t<P, O>;
+  merge_problem<P, O, O> problem(random, sizes);
+  problem.vary(random);
+  const hostile_tensor<O> o(sizes.tokens, sizes.heads, sizes.value_dim, sizes.layout(random));
+  const hostile_tensor<C> lse(sizes.tokens, sizes.heads, 1, sizes.layout(random));
+  backend.merge(merge_arguments<P, O>{.states = problem.states,
+                                      .o = o.view(),
+                                      .lse = lse.as_lse(),
+                                      .sink_logits = problem.sink_logits});
+  CHECK(o.margins_untouched());
+  CHECK(lse.margins_untouched());
+  problem.for_each_row([&](index_t token, index_t head) {
+    CAPTURE(token, head);
+    const row_formula row(problem, token, head);
+    const double found = lse.as_lse().at(token, head);
+    if (row.lse == -infinity<double>) {
+      REQUIRE(found == row.lse);
+    } else {
+      REQUIRE(std::abs(found - row.lse) <= bound);
+    }
+    for (std::size_t i = 0; i < row.o.size(); ++i) {
+      const double error = std::abs(load_scalar(o.view().row(token, head)[i]) - row.o[i]);
+      REQUIRE(error <= unit_roundoff<O>() * std::abs(row.o[i]) + bound);
+    }
+  });
+}
+
+/// Every gradient against the formulas. `bound` is the error of the arithmetic in units of
+/// value_dim + 1 terms of size 1.
+template <class P, class O, class D, class Backend>
+void check_merge_backward_formulas(const Backend& backend,
+                                   random_source& random,
+                                   const merge_sizes& sizes,
+                                   double bound) {
+  CAPTURE(sizes.states, sizes.tokens, sizes.heads, sizes.value_dim, sizes.hostile);
+  merge_problem<P, O, D> problem(random, sizes);
+  problem.vary(random);
+  const auto found = problem.differentiate(backend, random);
+  const double terms = static_cast<double>(sizes.value_dim) + 1;
+  std::vector<double> d_sinks(problem.sink_logits.size());
+  problem.for_each_row([&](index_t token, index_t head) {
+    const row_formula row(problem, token, head);
+    for (std::size_t s = 0; s < problem.states.size(); ++s) {
+      CAPTURE(token, head, s);
+      const auto d_o = problem.d_o.view().row(token, head);
+      for (index_t i = 0; i < sizes.value_dim; ++i) {
+        const double exact = row.share[s] * static_cast<double>(load_scalar(d_o[i]));
+        const double error = std::abs(load_scalar(found.d_o[s].view().row(token, head)[i]) - exact);
+        REQUIRE(error <= unit_roundoff<D>() * std::abs(exact) + bound);
+        if (row.share[s] == 0) REQUIRE(error == 0);
+      }
+      const double d_weight = row.d_weight(problem, s, token, head);
+      const double d_lse = found.d_lse[s].as_lse().at(token, head);
+      REQUIRE(std::abs(d_lse - problem.states[s].log_weight_scale * d_weight) <= terms * bound);
+      if (row.share[s] == 0) REQUIRE(d_lse == 0);
+      if (problem.states[s].row_log_weights) {
+        const double d_row = found.d_row_log_weights[s].as_lse().at(token, head);
+        REQUIRE(std::abs(d_row - d_weight) <= terms * bound);
+      }
+    }
+    if (d_sinks.empty()) return;
+    double delta = 0;
+    for (std::size_t i = 0; i < row.o.size(); ++i) {
+      delta += row.o[i] * static_cast<double>(load_scalar(problem.d_o.view().row(token, head)[i]));
+    }
+    const double sink = problem.sink_logits[static_cast<std::size_t>(head)];
+    const double share = sink == -infinity<double> ? 0 : std::exp(sink - row.lse);
+    d_sinks[static_cast<std::size_t>(head)] +=
+        share * (problem.d_lse.as_lse().at(token, head) - delta);
+  });
+  for (std::size_t head = 0; head < d_sinks.size(); ++head) {
+    CHECK(std::abs(found.d_sink_logits[head] - d_sinks[head]) <=
+          static_cast<double>(sizes.tokens) * terms * bound);
+    if (problem.sink_logits[head] == -infinity<double>) CHECK(found.d_sink_logits[head] == 0);
+  }
+}
 
 }  // namespace blockattn_test
