@@ -39,12 +39,8 @@ void check_backward_call(const char* function,
           a.sink_logits.size(), " sink_logits for ", a.q.heads, " query heads");
   require(a.d_sink_logits.empty() || a.d_sink_logits.size() == a.sink_logits.size(), function, ": ",
           a.d_sink_logits.size(), " d_sink_logits for ", a.sink_logits.size(), " sink_logits");
-  const auto check_head_dim = [function](const char* name, index_t head_dim) {
-    require(head_dim % 8 == 0 && 8 <= head_dim && head_dim <= 128, function, ": ", name,
-            ".head_dim is ", head_dim, ", must be a multiple of 8 from 8 to 128");
-  };
-  check_head_dim("q", a.q.head_dim);
-  check_head_dim("v", a.v.head_dim);
+  check_device_head_dim(function, "q", a.q.head_dim);
+  check_device_head_dim(function, "v", a.v.head_dim);
   require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,
           ": the plan is for ", plan.query_tokens(), " queries x ", plan.key_tokens(),
           " keys, the arguments have ", a.q.tokens, " x ", a.k.tokens);
@@ -55,8 +51,10 @@ void check_backward_call(const char* function,
   require(plan.has_transposed(), function,
           ": the plan has no transposed tile lists; build it with {.transposed = true}");
   constexpr index_t most = std::numeric_limits<int>::max();
-  const index_t tiles = ceil_divide(a.q.tokens, 64) + ceil_divide(a.k.tokens, 64);
-  require(tiles * a.q.heads <= most, function, ": ", tiles, " tiles x ", a.q.heads,
+  const index_t rows = with_backward_tuning(a.q.head_dim, a.v.head_dim,
+                                            [](auto tuning) { return decltype(tuning)::rows; });
+  const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
+  require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
           " heads are more than a launch takes");
 }
 
@@ -120,12 +118,16 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
     require_success(cudaGetLastError(), function, "a launch");
   };
   const auto heads = static_cast<unsigned>(p.query_heads);
-  const auto query_tiles = static_cast<unsigned>(p.padded_queries / Tuning::side);
-  const auto key_tiles = static_cast<unsigned>(ceil_divide(p.key_tokens, Tuning::side));
-  launch(backward_rows_kernel<Format>, dim3(query_tiles * Tuning::side / 8, heads), 256, 0);
-  launch(backward_key_kernel<Format, Tuning>, dim3(key_tiles * static_cast<unsigned>(p.kv_heads)),
-         Tuning::warps * 32, backward_key_cta<Format, Tuning>::shared_bytes);
-  launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), Tuning::warps * 32,
+  constexpr int threads = backward_warp<Tuning>::threads;
+  const auto runs_of = [](int tokens) {
+    return static_cast<unsigned>(round_up(tokens, Tuning::side) / Tuning::rows);
+  };
+  launch(backward_rows_kernel<Format>, dim3(static_cast<unsigned>(p.padded_queries / 8), heads),
+         256, 0);
+  launch(backward_key_kernel<Format, Tuning>,
+         dim3(runs_of(p.key_tokens) * static_cast<unsigned>(p.kv_heads)), threads,
+         backward_key_cta<Format, Tuning>::shared_bytes);
+  launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens) * heads), threads,
          backward_query_cta<Format, Tuning>::shared_bytes);
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
@@ -146,11 +148,12 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// All tensors are device memory; shapes as in backward_arguments, strides of any kind. q, k, v, o
 /// and d_o are all bf16 or all fp16, gradients bf16, fp16 or fp32. Products and sums are in fp32;
 /// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
-/// dims: multiples of 8 up to 128, k and v may differ.
+/// dims: multiples of 8 up to 256, k and v may differ; tuned for 64 and 128.
 ///
 /// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
-/// own, seven products for each pair of tiles instead of five, without atomic additions. Keys that
-/// no row sees get gradients 0; neither they nor queries that see nothing need hold numbers.
+/// own, seven products for each pair of tiles instead of five (eleven beyond head dim 128, where two
+/// warps form the same scores), without atomic additions. Keys that no row sees get gradients 0;
+/// neither they nor queries that see nothing need hold numbers.
 ///
 /// Only enqueues on `stream`; allocates nothing. The plan has tiles of backward_tile_shape() and
 /// its transposed lists. Throws `error` on shapes that disagree, a missing lse, a null view with
@@ -168,11 +171,9 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
   blockattn::detail::check_workspace(function, workspace, backward_workspace_size(plan));
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
   p.rows = blockattn::detail::piece<float2>(workspace, 0);
-  if (std::max(arguments.q.head_dim, arguments.v.head_dim) <= 64) {
-    detail::launch_backward<format_of<Q>, detail::backward_tuning<64>>(function, p, stream);
-  } else {
-    detail::launch_backward<format_of<Q>, detail::backward_tuning<128>>(function, p, stream);
-  }
+  detail::with_backward_tuning(arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
+    detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
+  });
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

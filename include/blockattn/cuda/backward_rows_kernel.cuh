@@ -31,11 +31,10 @@ __global__ void __launch_bounds__(256)
     const std::uint16_t* const d_o = p.d_o.row(row, head);
     float sum = 0;
     if (p.o.vectors && p.d_o.vectors) {
-      const int chunk = lane * 4;  // four values each: all of a row at once
-      if (chunk < p.o.head_dim) {
+      for (int chunk = lane * 4; chunk < p.o.head_dim; chunk += 32 * 4) {  // four values each
         const uint2 a = *reinterpret_cast<const uint2*>(o + chunk);
         const uint2 b = *reinterpret_cast<const uint2*>(d_o + chunk);
-        sum = product_of_pairs<Format>(a.x, b.x) + product_of_pairs<Format>(a.y, b.y);
+        sum += product_of_pairs<Format>(a.x, b.x) + product_of_pairs<Format>(a.y, b.y);
       }
     } else {
       for (int t = lane; t < p.o.head_dim; t += 32) {

@@ -44,6 +44,9 @@ struct shared_tile {
     return reinterpret_cast<std::uint16_t*>(tile + offset(row, column / 8)) + column % 8;
   }
 
+  /// Bytes from a column to one that is a multiple of 64 columns later.
+  static constexpr __device__ __forceinline__ int column_bytes(int columns) { return columns * 2; }
+
   /// The address of the chunk `rows` rows (a multiple of 8) and `chunks_later` chunks (an even
   /// number, from chunk 0 or 1) behind that at `address`, in a tile that is aligned to row_bytes.
   static __device__ __forceinline__ std::uint32_t later_chunk(std::uint32_t address,

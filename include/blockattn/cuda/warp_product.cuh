@@ -50,9 +50,10 @@ __device__ __forceinline__ void multiply_rows(float (&sum)[Tiles][4],
   }
 }
 
-/// sum += a b for accumulators `a` (16 rows, 8 Tiles columns), rounded, and as many rows of b.
-template <storage_format Format, int Columns, int Tiles>
-__device__ __forceinline__ void add_product(float (&sum)[Columns / 8][4],
+/// sum += a b for accumulators `a` (16 rows, 8 Tiles columns), rounded, and 8 Sums columns of as
+/// many rows of b.
+template <storage_format Format, int Columns, int Sums, int Tiles>
+__device__ __forceinline__ void add_product(float (&sum)[Sums][4],
                                             const float (&a)[Tiles][4],
                                             std::uint32_t b,
                                             const lane_chunks<Columns>& chunks) {
@@ -66,7 +67,7 @@ __device__ __forceinline__ void add_product(float (&sum)[Columns / 8][4],
                                    tensor_operand<Format>::pack(high[0], high[1]),
                                    tensor_operand<Format>::pack(high[2], high[3])};
 #pragma unroll
-    for (int n = 0; n < Columns / 8; n += 2) {
+    for (int n = 0; n < Sums; n += 2) {
       std::uint32_t right[4];
       load_transposed(right, tile::later_chunk(b + chunks.by_rows, 16 * step, n));
       tensor_operand<Format>::multiply_add(sum[n], left, right[0], right[1]);
