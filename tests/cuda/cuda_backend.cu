@@ -10,10 +10,6 @@ namespace blockattn_test {
 
 namespace {
 
-constexpr tile_shape coarse_tile_shape_for(index_t head_dim, index_t value_dim) noexcept {
-  return cuda::tile_shape_for(head_dim, value_dim);
-}
-
 /// The plans of masks in the tiles that the kernels take.
 std::vector<tile_plan> make_plans(const head_masks& masks,
                                   const tile_shape& shape,
@@ -69,12 +65,13 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   const tensor_image<O> o(arguments.o);
   const tensor_image<float> lse(as_heads(arguments.lse));
   const tensor_image<const float> sinks(as_heads(arguments.sink_logits));
-  const auto shape_for =
-      masks.shapes[0].queries % 2 == 1 ? cuda::fine_tile_shape_for : coarse_tile_shape_for;
   const index_t head_dim = arguments.q.head_dim;
   const index_t value_dim = arguments.v.head_dim;
+  const tile_shape shape = masks.shapes[0].queries % 2 == 1
+                               ? cuda::fine_tile_shape_for(head_dim, value_dim, format_of<K>)
+                               : cuda::tile_shape_for(head_dim, value_dim, format_of<K>);
   run_on_device(
-      make_plans(masks, shape_for(head_dim, value_dim)), masks.head_to_mask, arguments.q.heads,
+      make_plans(masks, shape), masks.head_to_mask, arguments.q.heads,
       [&](const cuda::device_plan& plan) {
         return cuda::forward_workspace_size(plan, head_dim, value_dim);
       },
@@ -104,10 +101,12 @@ BLOCKATTN_TEST_FORWARD(bfloat16, float)
 BLOCKATTN_TEST_FORWARD(float16, float16)
 BLOCKATTN_TEST_FORWARD(float16, float)
 BLOCKATTN_TEST_FORWARD(float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, float)
+BLOCKATTN_TEST_FORWARD(float, bfloat16)
 #undef BLOCKATTN_TEST_FORWARD
 
-template <class... Types>
-void cuda_backend::backward(const backward_arguments<Types...>& arguments,
+template <class Q, class... Types>
+void cuda_backend::backward(const backward_arguments<Q, Types...>& arguments,
                             const head_masks& masks,
                             const attention_options& options) const {
   const auto& a = arguments;
@@ -123,12 +122,13 @@ void cuda_backend::backward(const backward_arguments<Types...>& arguments,
   const tensor_image d_k(a.d_k);
   const tensor_image d_v(a.d_v);
   const tensor_image d_sinks(as_heads(a.d_sink_logits));
+  const tile_shape shape = cuda::backward_tile_shape(a.q.head_dim, a.v.head_dim, format_of<Q>);
   run_on_device(
-      make_plans(masks, cuda::backward_tile_shape(), {.transposed = true}), masks.head_to_mask,
-      a.q.heads, cuda::backward_workspace_size,
+      make_plans(masks, shape, {.transposed = true}), masks.head_to_mask, a.q.heads,
+      cuda::backward_workspace_size,
       [&](const cuda::device_plan& plan, std::span<std::byte> workspace, cudaStream_t stream) {
         cuda::backward(
-            backward_arguments<Types...>{
+            backward_arguments<Q, Types...>{
                 .q = q.view(),
                 .k = k.view(),
                 .v = v.view(),
@@ -157,6 +157,10 @@ template void cuda_backend::backward(
     const attention_options&) const;
 template void cuda_backend::backward(
     const backward_arguments<float16, float16, float16, float16, float16, float16, float16>&,
+    const head_masks&,
+    const attention_options&) const;
+template void cuda_backend::backward(
+    const backward_arguments<float, float, float, float, float, float, float>&,
     const head_masks&,
     const attention_options&) const;
 

@@ -35,8 +35,8 @@ struct cuda_backend {
                const attention_options& options = {}) const;
 
   /// The same of `cuda::backward`, for types that are all equal, and gradients that are float.
-  template <class... Types>
-  void backward(const backward_arguments<Types...>& arguments,
+  template <class Q, class... Types>
+  void backward(const backward_arguments<Q, Types...>& arguments,
                 const head_masks& masks,
                 const attention_options& options = {}) const;
 

@@ -12,26 +12,38 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda {
 /// them with {.transposed = true}.
 constexpr tile_shape backward_tile_shape() noexcept { return {64, 64}; }
 
+/// The same for any storage format: in fp32, beyond head dim 128, tiles are 32 x 32.
+constexpr tile_shape backward_tile_shape(index_t head_dim,
+                                         index_t value_dim,
+                                         storage_format format) noexcept {
+  const auto shape = [](auto tuning) {
+    return tile_shape{decltype(tuning)::side, decltype(tuning)::side};
+  };
+  return format == storage_format::fp32
+             ? detail::with_backward_tuning<float>(head_dim, value_dim, shape)
+             : detail::with_backward_tuning<std::uint16_t>(head_dim, value_dim, shape);
+}
+
 namespace detail {
 
 template <class Q, class K, class V, class O, class DQ, class DK, class DV>
 constexpr void check_backward_storage() {
   static_assert(
       format_of<Q> == format_of<K> && format_of<K> == format_of<V> && format_of<V> == format_of<O>,
-      "cuda::backward: q, k, v, o and d_o must have one storage format, bf16 or fp16");
-  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
-                "cuda::backward: q, k, v, o and d_o must be bf16 or fp16, not fp32 or fp64");
+      "cuda::backward: q, k, v, o and d_o must have one storage format, bf16, fp16 or fp32");
+  static_assert(format_of<Q> != storage_format::fp64,
+                "cuda::backward: q, k, v, o and d_o must be bf16, fp16 or fp32, not fp64");
 }
 
 /// Everything that `cuda::backward` refuses. Reads no device memory.
-template <class... Types>
+template <class Q, class... Types>
 void check_backward_call(const char* function,
-                         const backward_arguments<Types...>& arguments,
+                         const backward_arguments<Q, Types...>& arguments,
                          const device_plan& plan,
                          const attention_options& options) {
   using blockattn::detail::require;
   const auto& a = arguments;
-  backward_arguments<Types...> without_sinks = a;  // whose values are on the device
+  backward_arguments<Q, Types...> without_sinks = a;  // whose values are on the device
   without_sinks.sink_logits = {};
   without_sinks.d_sink_logits = {};
   blockattn::detail::check_backward(function, without_sinks, options);
@@ -46,13 +58,14 @@ void check_backward_call(const char* function,
           " keys, the arguments have ", a.q.tokens, " x ", a.k.tokens);
   require(plan.query_heads() == a.q.heads, function, ": the plan is for ", plan.query_heads(),
           " query heads but q has ", a.q.heads);
-  require(plan.shape() == backward_tile_shape(), function, ": the plan has tiles of ",
-          plan.shape().queries, " x ", plan.shape().keys, ", must be 64 x 64");
+  const tile_shape shape = backward_tile_shape(a.q.head_dim, a.v.head_dim, format_of<Q>);
+  require(plan.shape() == shape, function, ": the plan has tiles of ", plan.shape().queries, " x ",
+          plan.shape().keys, ", must be ", shape.queries, " x ", shape.keys);
   require(plan.has_transposed(), function,
           ": the plan has no transposed tile lists; build it with {.transposed = true}");
   constexpr index_t most = std::numeric_limits<int>::max();
-  const index_t rows = with_backward_tuning(a.q.head_dim, a.v.head_dim,
-                                            [](auto tuning) { return decltype(tuning)::rows; });
+  const index_t rows = with_backward_tuning<stored_of<Q>>(
+      a.q.head_dim, a.v.head_dim, [](auto tuning) { return decltype(tuning)::rows; });
   const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
   require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
           " heads are more than a launch takes");
@@ -146,19 +159,22 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// The gradients of `forward` (formula: reference::backward), fused, on tensor cores:
 ///   d_q, d_k, d_v and, when wanted, d_sink_logits, each `=`.
 /// All tensors are device memory; shapes as in backward_arguments, strides of any kind. q, k, v, o
-/// and d_o are all bf16 or all fp16, gradients bf16, fp16 or fp32. Products and sums are in fp32;
-/// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
-/// dims: multiples of 8 up to 256, k and v may differ; tuned for 64 and 128.
+/// and d_o are all bf16, all fp16 or all fp32, gradients any of these. Products and sums are in
+/// fp32; weights and gradients of scores are rounded to the format of q, where that has 16 bits,
+/// before they are multiplied. fp32 is multiplied as in `forward`. Head dims: multiples of 8 up to
+/// 256, k and v may differ; tuned for 64 and 128 in 16 bits.
 ///
 /// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
-/// own, seven products for each pair of tiles instead of five (eleven beyond head dim 128, where two
-/// warps form the same scores), without atomic additions. Keys that no row sees get gradients 0;
-/// neither they nor queries that see nothing need hold numbers.
+/// own, seven products for each pair of tiles instead of five (eleven beyond head dim 128 and in
+/// fp32 beyond 64, where two warps form the same scores, nineteen in fp32 beyond 128), without
+/// atomic additions. Keys that no row sees get gradients 0; neither they nor queries that see
+/// nothing need hold numbers.
 ///
-/// Only enqueues on `stream`; allocates nothing. The plan has tiles of backward_tile_shape() and
-/// its transposed lists. Throws `error` on shapes that disagree, a missing lse, a null view with
-/// elements, overlapping gradients, a bad option, a plan of another size, number of heads or tile
-/// shape, a small or misaligned workspace; nothing has been enqueued then.
+/// Only enqueues on `stream`; allocates nothing. The plan has tiles of
+/// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on
+/// shapes that disagree, a missing lse, a null view with elements, overlapping gradients, a bad
+/// option, a plan of another size, number of heads or tile shape, a small or misaligned workspace;
+/// nothing has been enqueued then.
 template <class Q, class K = Q, class V = K, class O = Q, class DQ = Q, class DK = K, class DV = V>
 void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
               const device_plan& plan,
@@ -171,9 +187,10 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
   blockattn::detail::check_workspace(function, workspace, backward_workspace_size(plan));
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
   p.rows = blockattn::detail::piece<float2>(workspace, 0);
-  detail::with_backward_tuning(arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
-    detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
-  });
+  detail::with_backward_tuning<detail::stored_of<Q>>(
+      arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
+        detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
+      });
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

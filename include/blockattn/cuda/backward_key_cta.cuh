@@ -18,9 +18,11 @@ class backward_key_cta {
   static constexpr int side = Tuning::side;
   using warp = backward_warp<Tuning>;
   static constexpr int threads = warp::threads;
-  static constexpr int tiles = side / 8;
-  static constexpr int unrolled = 4;  // 8 spill registers with two sums of 128 columns
-  using tile = shared_tile<columns>;
+  static constexpr int tiles = Tuning::strip / 8;
+  // With all there are 8 spill registers where two sums have 128 columns.
+  static constexpr int unrolled = std::min(4, tile_operands<Format, columns>::unrolled);
+  using tile = typename tile_operands<Format, columns>::tile;
+  using stored = typename tensor_operand<Format>::stored;
   static constexpr int key_bytes = Tuning::rows * tile::row_bytes;
   static constexpr int query_bytes = side * tile::row_bytes;
   static constexpr int statistics_offset = 2 * key_bytes + 2 * Tuning::stages * query_bytes;
@@ -38,9 +40,10 @@ class backward_key_cta {
     const int first = key_tile * side + part * Tuning::rows;
     const int keys = p_.key_tokens - first;
     const auto is_key = [keys](int row, int later) { return row < keys - later; };
-    tile::template load<Tuning::rows, threads>(shared_, p_.k.row(first, kv_head), p_.k, is_key);
-    tile::template load<Tuning::rows, threads>(shared_ + key_bytes, p_.v.row(first, kv_head), p_.v,
+    tile::template load<Tuning::rows, threads>(shared_, p_.k.row<stored>(first, kv_head), p_.k,
                                                is_key);
+    tile::template load<Tuning::rows, threads>(shared_ + key_bytes,
+                                               p_.v.row<stored>(first, kv_head), p_.v, is_key);
     for (int head = kv_head * p_.group; head < (kv_head + 1) * p_.group; ++head) {
       const plan_lists& lists = p_.lists[p_.plan_of_head[head] * list_kinds + key_lists];
       const work_item& item = lists.items[key_tile];
@@ -88,7 +91,8 @@ class backward_key_cta {
       __syncthreads();
       if (has_next) walk.advance();
       if (Tuning::stages > 1 && has_next) load_queries(t + 1, walk, head);
-      add_tile(walk, t, part);
+#pragma unroll 1
+      for (int strip = 0; strip < side; strip += Tuning::strip) add_strip(walk, t, strip, part);
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();
         load_queries(t + 1, walk, head);
@@ -101,8 +105,9 @@ class backward_key_cta {
     const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
     const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * side;
     const std::uint32_t to = queries_in_stage(t);
-    tile::template load<side, threads>(to, p_.q.row(first, head), p_.q, is_read);
-    tile::template load<side, threads>(to + query_bytes, p_.d_o.row(first, head), p_.d_o, is_read);
+    tile::template load<side, threads>(to, p_.q.row<stored>(first, head), p_.q, is_read);
+    tile::template load<side, threads>(to + query_bytes, p_.d_o.row<stored>(first, head), p_.d_o,
+                                       is_read);
     if (threadIdx.x < side / 2) {  // two rows each
       const float2* const from =
           p_.rows + static_cast<std::int64_t>(head) * p_.padded_queries + first + threadIdx.x * 2;
@@ -111,27 +116,32 @@ class backward_key_cta {
     commit_copies();
   }
 
-  __device__ __forceinline__ void add_tile(const tile_walk<side>& walk, int t, int part) {
-    const lane_chunks<columns> chunks;
+  /// Adds what the queries from `strip` on of tile t contribute.
+  __device__ __forceinline__ void add_strip(const tile_walk<side>& walk,
+                                            int t,
+                                            int strip,
+                                            int part) {
+    const lane_places<Format, columns> places;
     const std::uint32_t keys = shared_ + warp::first_row() * tile::row_bytes;
-    const std::uint32_t queries = queries_in_stage(t);
+    const std::uint32_t queries = queries_in_stage(t) + strip * tile::row_bytes;
     float scores[tiles][4];
-    multiply_rows<Format, columns, unrolled>(scores, keys, queries, chunks);
+    multiply_rows<unrolled>(scores, keys, queries, places);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
       float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
-      mask_scores(as_tiles, walk.slices(), visibility, part * Tuning::rows + warp::first_row());
+      mask_scores(as_tiles, walk.slices(), visibility, part * Tuning::rows + warp::first_row(),
+                  strip);
     }
     float gradients[tiles][4];
-    multiply_rows<Format, columns, unrolled>(gradients, keys + key_bytes, queries + query_bytes,
-                                             chunks);
-    const float2* const statistics = statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
+    multiply_rows<unrolled>(gradients, keys + key_bytes, queries + query_bytes, places);
+    const float2* const statistics =
+        statistics_in_stage(t) + strip + static_cast<int>(threadIdx.x) % 4 * 2;
     weights_and_gradients(p_, scores, gradients,
                           [statistics](int i, int n) { return statistics[8 * n + i % 2]; });
     const std::uint32_t columns_of_warp = queries + tile::column_bytes(warp::first_column());
-    add_product<Format, columns>(d_v_, scores, columns_of_warp + query_bytes, chunks);
-    add_product<Format, columns>(d_k_, gradients, columns_of_warp, chunks);
+    add_product(d_v_, scores, columns_of_warp + query_bytes, places);
+    add_product(d_k_, gradients, columns_of_warp, places);
   }
 
   const backward_parameters& p_;

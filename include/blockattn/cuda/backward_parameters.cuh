@@ -10,11 +10,14 @@
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// How the backward kernels are cut for head dims up to Columns: tiles of side x side, of which a
-/// cta owns `rows` of the outer axis, 16 for each of its row warps.
-template <int Columns>
+/// cta owns `rows` of the outer axis, 16 for each of its row warps. `Stored` is what tensors are
+/// stored as: 16 bits, or float.
+template <int Columns, class Stored = std::uint16_t>
 struct backward_tuning {
   static constexpr int columns = Columns;
   static constexpr int side = 64;
+  static constexpr int strip =
+      sizeof(Stored) == 2 ? 64 : 16;  ///< of scores, that a warp holds at a time
   static constexpr int rows = 64;
   static constexpr int column_warps = 1;
   static constexpr int stages = 2;  ///< tiles of the inner axis in shared memory
@@ -28,19 +31,43 @@ template <>
 struct backward_tuning<256> {
   static constexpr int columns = 256;
   static constexpr int side = 64;
+  static constexpr int strip = 64;
   static constexpr int rows = 32;
   static constexpr int column_warps = 2;
   static constexpr int stages = 1;
   static constexpr int ctas_per_processor = 2;
 };
 
+/// As many bytes.
+template <>
+struct backward_tuning<128, float> {
+  static constexpr int columns = 128;
+  static constexpr int side = 64;
+  static constexpr int strip = 16;
+  static constexpr int rows = 32;
+  static constexpr int column_warps = 2;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
+};
+
+template <>
+struct backward_tuning<256, float> {
+  static constexpr int columns = 256;
+  static constexpr int side = 32;
+  static constexpr int strip = 16;
+  static constexpr int rows = 16;
+  static constexpr int column_warps = 4;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
+};
+
 /// Calls f with the tuning for two head dims of at most 256.
-template <class F>
+template <class Stored, class F>
 constexpr auto with_backward_tuning(index_t head_dim, index_t value_dim, const F& f) {
   const index_t dim = std::max(head_dim, value_dim);
-  if (dim <= 64) return f(backward_tuning<64>{});
-  if (dim <= 128) return f(backward_tuning<128>{});
-  return f(backward_tuning<256>{});
+  if (dim <= 64) return f(backward_tuning<64, Stored>{});
+  if (dim <= 128) return f(backward_tuning<128, Stored>{});
+  return f(backward_tuning<256, Stored>{});
 }
 
 /// What a warp of a backward cta owns: 16 rows of the cta's, and some columns of their gradients.
