@@ -42,6 +42,13 @@ TEST_CASE("cuda::backward equals the reference in fp16") {
   check_random_backward_cases<float16, float16, float16, float16>(cuda_backend{}, 7000, 40, limits);
 }
 
+TEST_CASE("cuda::backward equals the reference in fp32") {
+  if (skips_without_device()) return;
+  case_limits limits;
+  limits.head_dims = head_dims;
+  check_random_backward_cases<float, float, float, float>(cuda_backend{}, 9000, 40, limits);
+}
+
 TEST_CASE("cuda::backward equals the reference in bf16 with fp32 gradients") {
   if (skips_without_device()) return;
   case_limits limits;
@@ -57,6 +64,7 @@ TEST_CASE("cuda::backward equals the reference around fragment and tile widths")
       check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim));
       check_plain<float16>(plain_case(full_mask(3, n), dim, dim));
       check_plain<bfloat16>(plain_case(full_mask(n, 3), dim, dim));
+      check_plain<float>(plain_case(causal_mask(n), dim, dim));
     }
   }
 }
@@ -68,8 +76,10 @@ TEST_CASE("cuda::backward equals the reference over several blocks and heads") {
   c.kv_heads = 2;
   c.with_sink_logits = true;
   check_plain<bfloat16>(c);
+  check_plain<float>(c);
   c.options.softcap = 8;
   check_plain<bfloat16>(c);
+  check_plain<float>(c);
 }
 
 TEST_CASE("cuda::backward equals the reference for head dims beyond 128") {
@@ -86,6 +96,7 @@ TEST_CASE("cuda::backward equals the reference for head dims beyond 128") {
     c.options.softcap = 10;
     c.with_sink_logits = true;
     check_plain<float16>(c);
+    check_plain<float>(c);
   }
 }
 
@@ -133,6 +144,11 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   CHECK(
       sentence(plan_of({64, 64}, false), 4) ==
       "cuda::backward: the plan has no transposed tile lists; build it with {.transposed = true}");
+  const backward_arguments<float> in_fp32 = valid.arguments();
+  CHECK(sentence_of([&] { refused_backward(in_fp32, plan, 4); }) == "no error");
+  CHECK(sentence_of([&] {
+          refused_backward(in_fp32, plan_of({32, 32}, true), 4);
+        }) == "cuda::backward: the plan has tiles of 32 x 32, must be 64 x 64");
   backward_arguments<bfloat16> wide = as_bf16(valid.arguments());
   wide.q.head_dim = wide.k.head_dim = wide.d_q.head_dim = wide.d_k.head_dim = 264;
   wide.d_q.head_stride = wide.d_k.head_stride = 264;

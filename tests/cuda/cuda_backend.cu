@@ -164,7 +164,8 @@ template void cuda_backend::backward(
     const head_masks&,
     const attention_options&) const;
 
-void refused_backward(const backward_arguments<bfloat16>& arguments,
+template <class T>
+void refused_backward(const backward_arguments<T>& arguments,
                       const plan_set& plans,
                       index_t query_heads,
                       const attention_options& options) {
@@ -178,7 +179,8 @@ void refused_backward(const backward_arguments<bfloat16>& arguments,
   }
 }
 
-void refused_forward(const forward_arguments<bfloat16>& arguments,
+template <class T>
+void refused_forward(const forward_arguments<T>& arguments,
                      const plan_set& plans,
                      index_t query_heads,
                      const attention_options& options) {
@@ -192,12 +194,29 @@ void refused_forward(const forward_arguments<bfloat16>& arguments,
   }
 }
 
+template void refused_forward(const forward_arguments<bfloat16>&,
+                              const plan_set&,
+                              index_t,
+                              const attention_options&);
+template void refused_forward(const forward_arguments<float>&,
+                              const plan_set&,
+                              index_t,
+                              const attention_options&);
+template void refused_backward(const backward_arguments<bfloat16>&,
+                               const plan_set&,
+                               index_t,
+                               const attention_options&);
+template void refused_backward(const backward_arguments<float>&,
+                               const plan_set&,
+                               index_t,
+                               const attention_options&);
+
 index_t device_plan_size(const plan_set& plans, index_t query_heads) {
   return cuda::device_plan_size(plans, query_heads);
 }
 
-tile_shape device_tile_shape(index_t head_dim, index_t value_dim) {
-  return cuda::tile_shape_for(head_dim, value_dim);
+tile_shape device_tile_shape(index_t head_dim, index_t value_dim, storage_format format) {
+  return cuda::tile_shape_for(head_dim, value_dim, format);
 }
 
 }  // namespace blockattn_test

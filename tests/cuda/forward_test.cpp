@@ -40,11 +40,17 @@ TEST_CASE("cuda::forward equals the reference in fp16") {
   check_random_cases<float16, float16, float16, float16>(cuda_backend{}, 7000, 60);
 }
 
+TEST_CASE("cuda::forward equals the reference in fp32") {
+  if (skips_without_device()) return;
+  check_random_cases<float, float, float, float>(cuda_backend{}, 9000, 60);
+}
+
 TEST_CASE("cuda::forward equals the reference with outputs in other formats") {
   if (skips_without_device()) return;
   check_random_cases<bfloat16, bfloat16, bfloat16, float>(cuda_backend{}, 4000, 20);
   check_random_cases<float16, float16, float16, float>(cuda_backend{}, 5000, 20);
   check_random_cases<float16, float16, float16, bfloat16>(cuda_backend{}, 6000, 20);
+  check_random_cases<float, float, float, bfloat16>(cuda_backend{}, 6500, 20);
 }
 
 TEST_CASE("cuda::forward equals the reference over long ragged blocks") {
@@ -61,6 +67,7 @@ TEST_CASE("cuda::forward equals the reference around fragment and tile widths") 
     for (const index_t dim : {64, 128, 256}) {
       check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim));
       check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim, fine));
+      check_plain<float>(plain_case(causal_mask(n), dim, dim));
       check_plain<float16>(plain_case(full_mask(3, n), dim, dim));
       check_plain<bfloat16>(plain_case(full_mask(n, 3), dim, dim));
       // Without the first and the last key.
@@ -76,6 +83,7 @@ TEST_CASE("cuda::forward equals the reference for every head dim") {
   for (index_t head_dim = 8; head_dim <= 256; head_dim += 8) {
     check_plain<bfloat16>(plain_case(causal_mask(70), head_dim, 264 - head_dim));
     check_plain<float16>(plain_case(causal_mask(70), head_dim, head_dim));
+    check_plain<float>(plain_case(causal_mask(70), head_dim, 264 - head_dim));
   }
 }
 
@@ -85,6 +93,7 @@ TEST_CASE("cuda::forward equals the reference when it cuts rows of tiles") {
   for (const index_t dim : {64, 128, 256}) {
     attention_case c = plain_case(block_attention_mask(layout_of({900, 700, 1270, 130})), dim, dim);
     check_plain<bfloat16>(c);
+    check_plain<float>(c);
     c.masks = {sink_window_mask(3000, 3, 1500), {}};
     c.with_sink_logits = true;
     c.options.softcap = 8;

@@ -55,8 +55,8 @@ void check_forward_call(const char* function,
   const tile_shape fine = fine_tile_shape_for(head_dim, value_dim, format_of<K>);
   require(plan.shape() == coarse || plan.shape() == fine, function, ": the plan has tiles of ",
           plan.shape().queries, " x ", plan.shape().keys, ", head dims ", head_dim, " and ",
-          value_dim, " need ", coarse.queries, " x ", coarse.keys, " or ", fine.queries, " x ",
-          fine.keys, " (cuda::tile_shape_for)");
+          value_dim, " need ", coarse.queries, " x ", coarse.keys,
+          coarse == fine ? "" : " or 64 x 64", " (cuda::tile_shape_for)");
   require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
           ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
           " heads are more than a launch takes");
