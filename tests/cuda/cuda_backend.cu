@@ -93,16 +93,22 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   sinks.bring_back();
 }
 
-#define BLOCKATTN_TEST_FORWARD(T, O)                                                           \
-  template void cuda_backend::forward(const forward_arguments<T, T, T, O>&, const head_masks&, \
+#define BLOCKATTN_TEST_FORWARD(Q, T, O)                                                        \
+  template void cuda_backend::forward(const forward_arguments<Q, T, T, O>&, const head_masks&, \
                                       const attention_options&) const;
-BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16)
-BLOCKATTN_TEST_FORWARD(bfloat16, float)
-BLOCKATTN_TEST_FORWARD(float16, float16)
-BLOCKATTN_TEST_FORWARD(float16, float)
-BLOCKATTN_TEST_FORWARD(float16, bfloat16)
-BLOCKATTN_TEST_FORWARD(float, float)
-BLOCKATTN_TEST_FORWARD(float, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16, float)
+BLOCKATTN_TEST_FORWARD(float16, float16, float16)
+BLOCKATTN_TEST_FORWARD(float16, float16, float)
+BLOCKATTN_TEST_FORWARD(float16, float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, float, float)
+BLOCKATTN_TEST_FORWARD(float, float, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, bfloat16, float)
+BLOCKATTN_TEST_FORWARD(float, float16, float16)
+BLOCKATTN_TEST_FORWARD(float16, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, float, float)
 #undef BLOCKATTN_TEST_FORWARD
 
 template <class Q, class... Types>

@@ -27,7 +27,7 @@ inline bool skips_without_device() {
 /// their rows, at addresses that are as badly aligned as the host's, amid margins of NaN; what was
 /// written comes back. Throws std::runtime_error when a margin or an input has changed, or CUDA
 /// fails. The tiles are those of the device, the fine ones when a case asks for an odd number of
-/// rows. Defined for q, k and v of bfloat16, float16 or float, o of the same or another of these.
+/// rows. Defined for q, k and v of bfloat16, float16 or float, and some mixtures.
 struct cuda_backend {
   template <class Q, class K, class V, class O>
   void forward(const forward_arguments<Q, K, V, O>& arguments,

@@ -12,9 +12,9 @@ namespace detail {
 /// Refuses storage types that the kernels do not multiply, while compiling.
 template <class Q, class K, class V, class O>
 constexpr void check_forward_storage() {
-  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V>,
-                "cuda::forward: q, k and v must have one storage format, bf16, fp16 or fp32");
-  static_assert(format_of<Q> != storage_format::fp64,
+  static_assert(format_of<K> == format_of<V>,
+                "cuda::forward: k and v must have one storage format, bf16, fp16 or fp32");
+  static_assert(format_of<Q> != storage_format::fp64 && format_of<K> != storage_format::fp64,
                 "cuda::forward: q, k and v must be bf16, fp16 or fp32, not fp64");
   static_assert(format_of<O> != storage_format::fp64, "cuda::forward: o must not be fp64");
 }
@@ -101,6 +101,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
                                          const attention_options& options) {
   forward_parameters p{};
   p.q = as_device_view(arguments.q);
+  p.q_format = format_of<Q>;
   p.k = as_device_view(arguments.k);
   p.v = as_device_view(arguments.v);
   p.out = output_rows_of(arguments.o, arguments.lse, arguments.sink_logits);
@@ -169,11 +170,12 @@ inline index_t forward_workspace_size(const device_plan& plan,
 ///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v
 ///   lse = log of the softmax denominator, natural
 /// All tensors, lse and sink_logits are device memory; shapes as in forward_arguments, strides of
-/// any kind (fastest when every row begins at a multiple of 16 bytes). q, k and v are all bf16, all
-/// fp16 or all fp32, o any of these. Products and sums are in fp32; softmax weights are rounded to
-/// the format of v where that has 16 bits. Head dims: multiples of 8 up to 256, k and v may differ;
-/// tuned for 64 and 128, others are padded to 64, 128 or 256. GQA: query_heads a multiple of
-/// kv_heads.
+/// any kind (fastest when every row begins at a multiple of 16 bytes). k and v are both bf16, both
+/// fp16 or both fp32, q and o any of these; a q in another format than k is rounded to that of k,
+/// once, to nearest even, as it is loaded (in fp16 to infinity from 65520 on). Products and sums
+/// are in fp32; softmax weights are rounded to the format of v where that has 16 bits. Head dims:
+/// multiples of 8 up to 256, k and v may differ; tuned for 64 and 128, others are padded to 64, 128
+/// or 256. GQA: query_heads a multiple of kv_heads.
 ///
 /// fp32 is multiplied as three products of TF32 numbers: a b is within 2^-21 |a b| of its value
 /// (less than 2^-24 for most), so results are about as accurate as those of fp32 arithmetic.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/cuda/forward_tuning.cuh>
+#include <blockattn/cuda/rounded_rows.cuh>
 #include <blockattn/cuda/tile_walk.cuh>
 #include <blockattn/cuda/warp_attention.cuh>
 
@@ -9,6 +10,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 struct forward_parameters {
   device_view q, k, v;
+  storage_format q_format;  ///< queries are rounded to that of keys and values
   output_rows out;
   const plan_lists* lists;
   const std::int32_t* plan_of_head;
@@ -75,9 +77,14 @@ class forward_cta {
   __device__ __forceinline__ void attend(const plan_lists& lists, const work_item& item, int head) {
     const int first_query = item.outer_tile * Tuning::queries;
     const int queries = p_.query_tokens - first_query;
-    tile::template load<Tuning::queries, threads>(
-        shared_, p_.q.row<stored>(first_query, head), p_.q,
-        [queries](int row, int later) { return row < queries - later; });
+    if (p_.q_format == Format) {
+      tile::template load<Tuning::queries, threads>(
+          shared_, p_.q.row<stored>(first_query, head), p_.q,
+          [queries](int row, int later) { return row < queries - later; });
+    } else {
+      load_rounded<Format, Tuning::columns, Tuning::queries, threads>(shared_, p_.q, p_.q_format,
+                                                                      first_query, head, queries);
+    }
     if (threadIdx.x == 0) {
       loop_.k = p_.k.row<stored>(0, head / p_.group);
       loop_.v = p_.v.row<stored>(0, head / p_.group);
