@@ -9,7 +9,7 @@ using namespace blockattn_test;
 
 namespace {
 
-const std::vector<index_t> head_dims = {8, 16, 24, 40, 64, 72, 80, 96, 128};
+const std::vector<index_t> head_dims = {8, 16, 24, 40, 64, 72, 80, 96, 128, 136, 192, 256};
 
 attention_case plain_case(const attention_mask& mask, index_t head_dim, index_t value_dim) {
   attention_case c;
@@ -42,6 +42,13 @@ TEST_CASE("cuda::backward equals the reference in fp16") {
   check_random_backward_cases<float16, float16, float16, float16>(cuda_backend{}, 7000, 40, limits);
 }
 
+TEST_CASE("cuda::backward equals the reference in fp32") {
+  if (skips_without_device()) return;
+  case_limits limits;
+  limits.head_dims = head_dims;
+  check_random_backward_cases<float, float, float, float>(cuda_backend{}, 9000, 40, limits);
+}
+
 TEST_CASE("cuda::backward equals the reference in bf16 with fp32 gradients") {
   if (skips_without_device()) return;
   case_limits limits;
@@ -53,10 +60,11 @@ TEST_CASE("cuda::backward equals the reference in bf16 with fp32 gradients") {
 TEST_CASE("cuda::backward equals the reference around fragment and tile widths") {
   if (skips_without_device()) return;
   for (const index_t n : {1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129}) {
-    for (const index_t dim : {64, 128}) {
+    for (const index_t dim : {64, 128, 256}) {
       check_plain<bfloat16>(plain_case(causal_mask(n), dim, dim));
       check_plain<float16>(plain_case(full_mask(3, n), dim, dim));
       check_plain<bfloat16>(plain_case(full_mask(n, 3), dim, dim));
+      check_plain<float>(plain_case(causal_mask(n), dim, dim));
     }
   }
 }
@@ -68,22 +76,44 @@ TEST_CASE("cuda::backward equals the reference over several blocks and heads") {
   c.kv_heads = 2;
   c.with_sink_logits = true;
   check_plain<bfloat16>(c);
+  check_plain<float>(c);
   c.options.softcap = 8;
   check_plain<bfloat16>(c);
+  check_plain<float>(c);
+}
+
+TEST_CASE("cuda::backward equals the reference for head dims beyond 128") {
+  if (skips_without_device()) return;
+  struct dims {
+    index_t keys, values;
+  };
+  for (const dims& d : {dims{136, 136}, {136, 8}, {8, 136}, {192, 128}, {128, 192}, {256, 256}}) {
+    attention_case c =
+        plain_case(block_attention_mask(layout_of({70, 31, 130, 33})), d.keys, d.values);
+    c.query_heads = 4;
+    c.kv_heads = 2;
+    check_plain<bfloat16>(c);
+    c.options.softcap = 10;
+    c.with_sink_logits = true;
+    check_plain<float16>(c);
+    check_plain<float>(c);
+  }
 }
 
 TEST_CASE("cuda::backward gives the same bits each time") {
   if (skips_without_device()) return;
-  attention_case c = plain_case(block_attention_mask(layout_of({300, 170, 500, 60})), 64, 64);
-  c.query_heads = 4;
-  c.kv_heads = 2;
-  c.with_sink_logits = true;
-  backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> first(c);
-  cuda_backend{}.backward(first.arguments(), c.masks, c.options);
-  for (int run = 0; run < 5; ++run) {
-    backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> again(c);
-    cuda_backend{}.backward(again.arguments(), c.masks, c.options);
-    CHECK(again.same_bits(first));
+  for (const index_t dim : {64, 256}) {
+    attention_case c = plain_case(block_attention_mask(layout_of({300, 170, 500, 60})), dim, dim);
+    c.query_heads = 4;
+    c.kv_heads = 2;
+    c.with_sink_logits = true;
+    backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> first(c);
+    cuda_backend{}.backward(first.arguments(), c.masks, c.options);
+    for (int run = 0; run < 5; ++run) {
+      backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> again(c);
+      cuda_backend{}.backward(again.arguments(), c.masks, c.options);
+      CHECK(again.same_bits(first));
+    }
   }
 }
 
@@ -114,10 +144,15 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   CHECK(
       sentence(plan_of({64, 64}, false), 4) ==
       "cuda::backward: the plan has no transposed tile lists; build it with {.transposed = true}");
+  const backward_arguments<float> in_fp32 = valid.arguments();
+  CHECK(sentence_of([&] { refused_backward(in_fp32, plan, 4); }) == "no error");
+  CHECK(sentence_of([&] {
+          refused_backward(in_fp32, plan_of({32, 32}, true), 4);
+        }) == "cuda::backward: the plan has tiles of 32 x 32, must be 64 x 64");
   backward_arguments<bfloat16> wide = as_bf16(valid.arguments());
-  wide.q.head_dim = wide.k.head_dim = wide.d_q.head_dim = wide.d_k.head_dim = 136;
-  wide.d_q.head_stride = wide.d_k.head_stride = 136;
-  wide.d_q.token_stride = wide.d_k.token_stride = 600;
+  wide.q.head_dim = wide.k.head_dim = wide.d_q.head_dim = wide.d_k.head_dim = 264;
+  wide.d_q.head_stride = wide.d_k.head_stride = 264;
+  wide.d_q.token_stride = wide.d_k.token_stride = 1200;
   CHECK(sentence_of([&] { refused_backward(wide, plan, 4); }) ==
-        "cuda::backward: q.head_dim is 136, must be a multiple of 8 from 8 to 128");
+        "cuda::backward: q.head_dim is 264, must be a multiple of 8 from 8 to 256");
 }

@@ -10,10 +10,6 @@ namespace blockattn_test {
 
 namespace {
 
-constexpr tile_shape coarse_tile_shape_for(index_t head_dim, index_t value_dim) noexcept {
-  return cuda::tile_shape_for(head_dim, value_dim);
-}
-
 /// The plans of masks in the tiles that the kernels take.
 std::vector<tile_plan> make_plans(const head_masks& masks,
                                   const tile_shape& shape,
@@ -59,12 +55,13 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   const tensor_image<O> o(arguments.o);
   const tensor_image<float> lse(as_heads(arguments.lse));
   const tensor_image<const float> sinks(as_heads(arguments.sink_logits));
-  const auto shape_for =
-      masks.shapes[0].queries % 2 == 1 ? cuda::fine_tile_shape_for : coarse_tile_shape_for;
   const index_t head_dim = arguments.q.head_dim;
   const index_t value_dim = arguments.v.head_dim;
+  const tile_shape shape = masks.shapes[0].queries % 2 == 1
+                               ? cuda::fine_tile_shape_for(head_dim, value_dim, format_of<K>)
+                               : cuda::tile_shape_for(head_dim, value_dim, format_of<K>);
   run_on_device(
-      make_plans(masks, shape_for(head_dim, value_dim)), masks.head_to_mask, arguments.q.heads,
+      make_plans(masks, shape), masks.head_to_mask, arguments.q.heads,
       [&](const cuda::device_plan& plan) {
         return cuda::forward_workspace_size(plan, head_dim, value_dim);
       },
@@ -86,18 +83,26 @@ void cuda_backend::forward(const forward_arguments<Q, K, V, O>& arguments,
   sinks.bring_back();
 }
 
-#define BLOCKATTN_TEST_FORWARD(T, O)                                                           \
-  template void cuda_backend::forward(const forward_arguments<T, T, T, O>&, const head_masks&, \
+#define BLOCKATTN_TEST_FORWARD(Q, T, O)                                                        \
+  template void cuda_backend::forward(const forward_arguments<Q, T, T, O>&, const head_masks&, \
                                       const attention_options&) const;
-BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16)
-BLOCKATTN_TEST_FORWARD(bfloat16, float)
-BLOCKATTN_TEST_FORWARD(float16, float16)
-BLOCKATTN_TEST_FORWARD(float16, float)
-BLOCKATTN_TEST_FORWARD(float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, bfloat16, float)
+BLOCKATTN_TEST_FORWARD(float16, float16, float16)
+BLOCKATTN_TEST_FORWARD(float16, float16, float)
+BLOCKATTN_TEST_FORWARD(float16, float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, float, float)
+BLOCKATTN_TEST_FORWARD(float, float, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(float, bfloat16, float)
+BLOCKATTN_TEST_FORWARD(float, float16, float16)
+BLOCKATTN_TEST_FORWARD(float16, bfloat16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, float16, bfloat16)
+BLOCKATTN_TEST_FORWARD(bfloat16, float, float)
 #undef BLOCKATTN_TEST_FORWARD
 
-template <class... Types>
-void cuda_backend::backward(const backward_arguments<Types...>& arguments,
+template <class Q, class... Types>
+void cuda_backend::backward(const backward_arguments<Q, Types...>& arguments,
                             const head_masks& masks,
                             const attention_options& options) const {
   const auto& a = arguments;
@@ -113,12 +118,13 @@ void cuda_backend::backward(const backward_arguments<Types...>& arguments,
   const tensor_image d_k(a.d_k);
   const tensor_image d_v(a.d_v);
   const tensor_image d_sinks(as_heads(a.d_sink_logits));
+  const tile_shape shape = cuda::backward_tile_shape(a.q.head_dim, a.v.head_dim, format_of<Q>);
   run_on_device(
-      make_plans(masks, cuda::backward_tile_shape(), {.transposed = true}), masks.head_to_mask,
-      a.q.heads, cuda::backward_workspace_size,
+      make_plans(masks, shape, {.transposed = true}), masks.head_to_mask, a.q.heads,
+      cuda::backward_workspace_size,
       [&](const cuda::device_plan& plan, std::span<std::byte> workspace, cudaStream_t stream) {
         cuda::backward(
-            backward_arguments<Types...>{
+            backward_arguments<Q, Types...>{
                 .q = q.view(),
                 .k = k.view(),
                 .v = v.view(),
@@ -149,8 +155,13 @@ template void cuda_backend::backward(
     const backward_arguments<float16, float16, float16, float16, float16, float16, float16>&,
     const head_masks&,
     const attention_options&) const;
+template void cuda_backend::backward(
+    const backward_arguments<float, float, float, float, float, float, float>&,
+    const head_masks&,
+    const attention_options&) const;
 
-void refused_backward(const backward_arguments<bfloat16>& arguments,
+template <class T>
+void refused_backward(const backward_arguments<T>& arguments,
                       const plan_set& plans,
                       index_t query_heads,
                       const attention_options& options) {
@@ -164,7 +175,8 @@ void refused_backward(const backward_arguments<bfloat16>& arguments,
   }
 }
 
-void refused_forward(const forward_arguments<bfloat16>& arguments,
+template <class T>
+void refused_forward(const forward_arguments<T>& arguments,
                      const plan_set& plans,
                      index_t query_heads,
                      const attention_options& options) {
@@ -178,12 +190,29 @@ void refused_forward(const forward_arguments<bfloat16>& arguments,
   }
 }
 
+template void refused_forward(const forward_arguments<bfloat16>&,
+                              const plan_set&,
+                              index_t,
+                              const attention_options&);
+template void refused_forward(const forward_arguments<float>&,
+                              const plan_set&,
+                              index_t,
+                              const attention_options&);
+template void refused_backward(const backward_arguments<bfloat16>&,
+                               const plan_set&,
+                               index_t,
+                               const attention_options&);
+template void refused_backward(const backward_arguments<float>&,
+                               const plan_set&,
+                               index_t,
+                               const attention_options&);
+
 index_t device_plan_size(const plan_set& plans, index_t query_heads) {
   return cuda::device_plan_size(plans, query_heads);
 }
 
-tile_shape device_tile_shape(index_t head_dim, index_t value_dim) {
-  return cuda::tile_shape_for(head_dim, value_dim);
+tile_shape device_tile_shape(index_t head_dim, index_t value_dim, storage_format format) {
+  return cuda::tile_shape_for(head_dim, value_dim, format);
 }
 
 }  // namespace blockattn_test

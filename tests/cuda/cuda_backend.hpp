@@ -27,7 +27,7 @@ inline bool skips_without_device() {
 /// their rows, at addresses that are as badly aligned as the host's, amid margins of NaN; what was
 /// written comes back. Throws std::runtime_error when a margin or an input has changed, or CUDA
 /// fails. The tiles are those of the device, the fine ones when a case asks for an odd number of
-/// rows. Defined for q, k and v of bfloat16 or float16, o of the same or float.
+/// rows. Defined for q, k and v of bfloat16, float16 or float, and some mixtures.
 struct cuda_backend {
   template <class Q, class K, class V, class O>
   void forward(const forward_arguments<Q, K, V, O>& arguments,
@@ -35,8 +35,8 @@ struct cuda_backend {
                const attention_options& options = {}) const;
 
   /// The same of `cuda::backward`, for types that are all equal, and gradients that are float.
-  template <class... Types>
-  void backward(const backward_arguments<Types...>& arguments,
+  template <class Q, class... Types>
+  void backward(const backward_arguments<Q, Types...>& arguments,
                 const head_masks& masks,
                 const attention_options& options = {}) const;
 
@@ -44,19 +44,27 @@ struct cuda_backend {
   /// centred; measured in lse: -1e-7 on average.
   static constexpr double exponential_bias = 0x1p-22;
 
-  /// Rounding of softmax weights, and of their gradients, in products.
+  /// Rounding of softmax weights, and of their gradients, in products. fp32 is multiplied as three
+  /// products of TF32: both factors are held to 2^-23 and the product of two rests of at most 2^-11
+  /// each is left out, so that a product is within 2^-23 + 2^-23 + 2^-22 = 2^-21 of its value.
+  /// (Scores need no allowance: 2^-21 is the 8 u of a sum's error, and errors of 2^-21 are rare.)
   template <class V>
-  static constexpr double weight_roundoff = unit_roundoff<V>();
+  static constexpr double weight_roundoff = format_of<V> == storage_format::fp32
+                                                ? 0x1p-21
+                                                : unit_roundoff<V>();
 };
 
-/// `cuda::forward` where it refuses a call, else nothing: the plan is on no device.
-void refused_forward(const forward_arguments<bfloat16>& arguments,
+/// `cuda::forward` where it refuses a call, else nothing: the plan is on no device. Defined for
+/// bfloat16 and float.
+template <class T>
+void refused_forward(const forward_arguments<T>& arguments,
                      const plan_set& plans,
                      index_t query_heads,
                      const attention_options& options = {});
 
 /// The same of `cuda::backward`.
-void refused_backward(const backward_arguments<bfloat16>& arguments,
+template <class T>
+void refused_backward(const backward_arguments<T>& arguments,
                       const plan_set& plans,
                       index_t query_heads,
                       const attention_options& options = {});
@@ -65,6 +73,8 @@ void refused_backward(const backward_arguments<bfloat16>& arguments,
 index_t device_plan_size(const plan_set& plans, index_t query_heads);
 
 /// `cuda::tile_shape_for`.
-tile_shape device_tile_shape(index_t head_dim, index_t value_dim);
+tile_shape device_tile_shape(index_t head_dim,
+                             index_t value_dim,
+                             storage_format format = storage_format::bf16);
 
 }  // namespace blockattn_test

@@ -120,7 +120,7 @@ TEST_CASE("cuda: NaN and scores beyond fp32 are never taken for a row that sees 
   }
 }
 
-TEMPLATE_TEST_CASE("cuda 3. the same inputs give the same bits", "", float16, bfloat16) {
+TEMPLATE_TEST_CASE("cuda 3. the same inputs give the same bits", "", float16, bfloat16, float) {
   if (skips_without_device()) return;
   const attention_case c = rich_case();
   const attention_tensors<TestType, TestType, TestType, TestType> first(c);
@@ -175,6 +175,11 @@ TEST_CASE("cuda 4. plans of another size, number of heads or tile shape are refu
   CHECK(sentence(make_tile_plan(full_mask(5, 7), {32, 64}), 4) ==
         "cuda::forward: the plan has tiles of 32 x 64, head dims 16 and 24 need 128 x 128 or 64 x "
         "64 (cuda::tile_shape_for)");
+  const tile_plan coarse = make_tile_plan(full_mask(5, 7), {128, 64});
+  CHECK(sentence_of([&] { refused_forward(valid.arguments(), coarse, 4); }) ==
+        "cuda::forward: the plan has tiles of 128 x 64, head dims 16 and 24 need 64 x 64 "
+        "(cuda::tile_shape_for)");
+  CHECK(device_tile_shape(136, 8, storage_format::fp32) == tile_shape{32, 32});
 }
 
 TEST_CASE("cuda 4. plans that do not fit a device are refused") {

@@ -194,7 +194,7 @@ class backward_oracle {
             std::abs(scale) *
             (bend * (p * (e_dp + e_delta) + (e_p + 4 * u * p) * off) + p * off * e_bend);
         // Rounded to 16 bits, in fp16 perhaps below its normal numbers.
-        const double smallest = weight_roundoff_ > 0 ? 0x1p-25 : 0;
+        const double smallest = weight_roundoff_ > 0 && sizeof(Q) == 2 ? 0x1p-25 : 0;
         const double r_x = weight_roundoff_ * d_x + smallest * std::abs(scale);
         const double r_p = weight_roundoff_ * p + smallest;
         for (index_t x = 0; x < d; ++x) {

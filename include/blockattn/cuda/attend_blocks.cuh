@@ -16,6 +16,15 @@ struct attend_sizes {
 
 namespace detail {
 
+template <class Q, class K, class V, class O>
+constexpr void check_attend_storage() {
+  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V>,
+                "cuda::attend_blocks: q, k and v must have one storage format, bf16 or fp16");
+  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
+                "cuda::attend_blocks: q, k and v must be bf16 or fp16, not fp32 or fp64");
+  static_assert(format_of<O> != storage_format::fp64, "cuda::attend_blocks: o must not be fp64");
+}
+
 /// Everything that `cuda::attend_blocks` refuses. Reads no device memory. Returns the number of kv
 /// heads.
 template <class Q, class K, class V, class O>
@@ -75,7 +84,7 @@ attend_parameters attend_parameters_of(const attend_arguments<Q, K, V, O>& argum
                                        index_t kv_heads) {
   attend_parameters p{};
   const device_view q = as_device_view(arguments.q);
-  p.q = q.data;
+  p.q = static_cast<const std::uint16_t*>(q.data);
   p.q_token_stride = q.token_stride;
   p.q_head_stride = q.head_stride;
   p.out = output_rows_of(arguments.o, arguments.lse, arguments.sink_logits);
@@ -185,7 +194,7 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                    std::span<std::byte> staging,
                    cudaStream_t stream) {
   constexpr const char* function = "cuda::attend_blocks";
-  detail::check_forward_storage<Q, K, V, O>();
+  detail::check_attend_storage<Q, K, V, O>();
   const index_t kv_heads = detail::check_attend_call(function, arguments, options);
   const auto packer = detail::pack_attend(arguments, options, kv_heads);
   blockattn::detail::check_workspace(function, workspace, packer.size());

@@ -12,26 +12,38 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda {
 /// them with {.transposed = true}.
 constexpr tile_shape backward_tile_shape() noexcept { return {64, 64}; }
 
+/// The same for any storage format: in fp32, beyond head dim 128, tiles are 32 x 32.
+constexpr tile_shape backward_tile_shape(index_t head_dim,
+                                         index_t value_dim,
+                                         storage_format format) noexcept {
+  const auto shape = [](auto tuning) {
+    return tile_shape{decltype(tuning)::side, decltype(tuning)::side};
+  };
+  return format == storage_format::fp32
+             ? detail::with_backward_tuning<float>(head_dim, value_dim, shape)
+             : detail::with_backward_tuning<std::uint16_t>(head_dim, value_dim, shape);
+}
+
 namespace detail {
 
 template <class Q, class K, class V, class O, class DQ, class DK, class DV>
 constexpr void check_backward_storage() {
   static_assert(
       format_of<Q> == format_of<K> && format_of<K> == format_of<V> && format_of<V> == format_of<O>,
-      "cuda::backward: q, k, v, o and d_o must have one storage format, bf16 or fp16");
-  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
-                "cuda::backward: q, k, v, o and d_o must be bf16 or fp16, not fp32 or fp64");
+      "cuda::backward: q, k, v, o and d_o must have one storage format, bf16, fp16 or fp32");
+  static_assert(format_of<Q> != storage_format::fp64,
+                "cuda::backward: q, k, v, o and d_o must be bf16, fp16 or fp32, not fp64");
 }
 
 /// Everything that `cuda::backward` refuses. Reads no device memory.
-template <class... Types>
+template <class Q, class... Types>
 void check_backward_call(const char* function,
-                         const backward_arguments<Types...>& arguments,
+                         const backward_arguments<Q, Types...>& arguments,
                          const device_plan& plan,
                          const attention_options& options) {
   using blockattn::detail::require;
   const auto& a = arguments;
-  backward_arguments<Types...> without_sinks = a;  // whose values are on the device
+  backward_arguments<Q, Types...> without_sinks = a;  // whose values are on the device
   without_sinks.sink_logits = {};
   without_sinks.d_sink_logits = {};
   blockattn::detail::check_backward(function, without_sinks, options);
@@ -39,24 +51,23 @@ void check_backward_call(const char* function,
           a.sink_logits.size(), " sink_logits for ", a.q.heads, " query heads");
   require(a.d_sink_logits.empty() || a.d_sink_logits.size() == a.sink_logits.size(), function, ": ",
           a.d_sink_logits.size(), " d_sink_logits for ", a.sink_logits.size(), " sink_logits");
-  const auto check_head_dim = [function](const char* name, index_t head_dim) {
-    require(head_dim % 8 == 0 && 8 <= head_dim && head_dim <= 128, function, ": ", name,
-            ".head_dim is ", head_dim, ", must be a multiple of 8 from 8 to 128");
-  };
-  check_head_dim("q", a.q.head_dim);
-  check_head_dim("v", a.v.head_dim);
+  check_device_head_dim(function, "q", a.q.head_dim);
+  check_device_head_dim(function, "v", a.v.head_dim);
   require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,
           ": the plan is for ", plan.query_tokens(), " queries x ", plan.key_tokens(),
           " keys, the arguments have ", a.q.tokens, " x ", a.k.tokens);
   require(plan.query_heads() == a.q.heads, function, ": the plan is for ", plan.query_heads(),
           " query heads but q has ", a.q.heads);
-  require(plan.shape() == backward_tile_shape(), function, ": the plan has tiles of ",
-          plan.shape().queries, " x ", plan.shape().keys, ", must be 64 x 64");
+  const tile_shape shape = backward_tile_shape(a.q.head_dim, a.v.head_dim, format_of<Q>);
+  require(plan.shape() == shape, function, ": the plan has tiles of ", plan.shape().queries, " x ",
+          plan.shape().keys, ", must be ", shape.queries, " x ", shape.keys);
   require(plan.has_transposed(), function,
           ": the plan has no transposed tile lists; build it with {.transposed = true}");
   constexpr index_t most = std::numeric_limits<int>::max();
-  const index_t tiles = ceil_divide(a.q.tokens, 64) + ceil_divide(a.k.tokens, 64);
-  require(tiles * a.q.heads <= most, function, ": ", tiles, " tiles x ", a.q.heads,
+  const index_t rows = with_backward_tuning<stored_of<Q>>(
+      a.q.head_dim, a.v.head_dim, [](auto tuning) { return decltype(tuning)::rows; });
+  const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
+  require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
           " heads are more than a launch takes");
 }
 
@@ -120,12 +131,16 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
     require_success(cudaGetLastError(), function, "a launch");
   };
   const auto heads = static_cast<unsigned>(p.query_heads);
-  const auto query_tiles = static_cast<unsigned>(p.padded_queries / Tuning::side);
-  const auto key_tiles = static_cast<unsigned>(ceil_divide(p.key_tokens, Tuning::side));
-  launch(backward_rows_kernel<Format>, dim3(query_tiles * Tuning::side / 8, heads), 256, 0);
-  launch(backward_key_kernel<Format, Tuning>, dim3(key_tiles * static_cast<unsigned>(p.kv_heads)),
-         Tuning::warps * 32, backward_key_cta<Format, Tuning>::shared_bytes);
-  launch(backward_query_kernel<Format, Tuning>, dim3(query_tiles * heads), Tuning::warps * 32,
+  constexpr int threads = backward_warp<Tuning>::threads;
+  const auto runs_of = [](int tokens) {
+    return static_cast<unsigned>(round_up(tokens, Tuning::side) / Tuning::rows);
+  };
+  launch(backward_rows_kernel<Format>, dim3(static_cast<unsigned>(p.padded_queries / 8), heads),
+         256, 0);
+  launch(backward_key_kernel<Format, Tuning>,
+         dim3(runs_of(p.key_tokens) * static_cast<unsigned>(p.kv_heads)), threads,
+         backward_key_cta<Format, Tuning>::shared_bytes);
+  launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens) * heads), threads,
          backward_query_cta<Format, Tuning>::shared_bytes);
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
@@ -144,18 +159,22 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// The gradients of `forward` (formula: reference::backward), fused, on tensor cores:
 ///   d_q, d_k, d_v and, when wanted, d_sink_logits, each `=`.
 /// All tensors are device memory; shapes as in backward_arguments, strides of any kind. q, k, v, o
-/// and d_o are all bf16 or all fp16, gradients bf16, fp16 or fp32. Products and sums are in fp32;
-/// weights and gradients of scores are rounded to the format of q before they are multiplied. Head
-/// dims: multiples of 8 up to 128, k and v may differ.
+/// and d_o are all bf16, all fp16 or all fp32, gradients any of these. Products and sums are in
+/// fp32; weights and gradients of scores are rounded to the format of q, where that has 16 bits,
+/// before they are multiplied. fp32 is multiplied as in `forward`. Head dims: multiples of 8 up to
+/// 256, k and v may differ; tuned for 64 and 128 in 16 bits.
 ///
 /// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
-/// own, seven products for each pair of tiles instead of five, without atomic additions. Keys that
-/// no row sees get gradients 0; neither they nor queries that see nothing need hold numbers.
+/// own, seven products for each pair of tiles instead of five (eleven beyond head dim 128 and in
+/// fp32 beyond 64, where two warps form the same scores, nineteen in fp32 beyond 128), without
+/// atomic additions. Keys that no row sees get gradients 0; neither they nor queries that see
+/// nothing need hold numbers.
 ///
-/// Only enqueues on `stream`; allocates nothing. The plan has tiles of backward_tile_shape() and
-/// its transposed lists. Throws `error` on shapes that disagree, a missing lse, a null view with
-/// elements, overlapping gradients, a bad option, a plan of another size, number of heads or tile
-/// shape, a small or misaligned workspace; nothing has been enqueued then.
+/// Only enqueues on `stream`; allocates nothing. The plan has tiles of
+/// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on
+/// shapes that disagree, a missing lse, a null view with elements, overlapping gradients, a bad
+/// option, a plan of another size, number of heads or tile shape, a small or misaligned workspace;
+/// nothing has been enqueued then.
 template <class Q, class K = Q, class V = K, class O = Q, class DQ = Q, class DK = K, class DV = V>
 void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
               const device_plan& plan,
@@ -168,11 +187,10 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
   blockattn::detail::check_workspace(function, workspace, backward_workspace_size(plan));
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
   p.rows = blockattn::detail::piece<float2>(workspace, 0);
-  if (std::max(arguments.q.head_dim, arguments.v.head_dim) <= 64) {
-    detail::launch_backward<format_of<Q>, detail::backward_tuning<64>>(function, p, stream);
-  } else {
-    detail::launch_backward<format_of<Q>, detail::backward_tuning<128>>(function, p, stream);
-  }
+  detail::with_backward_tuning<detail::stored_of<Q>>(
+      arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
+        detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
+      });
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

@@ -7,21 +7,25 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// d_k and d_v of one key tile in one kv head: four products for each query tile of each query head
-/// of the group, in order, with both gradients in registers. Scores are formed transposed, a row
-/// for each key, so that weights and their gradients are left operands without a detour through
-/// shared memory.
+/// d_k and d_v of the rows of one cta, a run of a key tile in one kv head: four products for each
+/// query tile of each query head of the group, in order, with both gradients in registers. Scores
+/// are formed transposed, a row for each key, so that weights and their gradients are left operands
+/// without a detour through shared memory.
 template <storage_format Format, class Tuning>
 class backward_key_cta {
  public:
   static constexpr int columns = Tuning::columns;
   static constexpr int side = Tuning::side;
-  static constexpr int threads = Tuning::warps * 32;
-  static constexpr int tiles = side / 8;
-  static constexpr int unrolled = 4;  // 8 spill registers with two sums of 128 columns
-  using tile = shared_tile<columns>;
-  static constexpr int tile_bytes = side * tile::row_bytes;
-  static constexpr int statistics_offset = (2 + 2 * Tuning::stages) * tile_bytes;
+  using warp = backward_warp<Tuning>;
+  static constexpr int threads = warp::threads;
+  static constexpr int tiles = Tuning::strip / 8;
+  // With all there are 8 spill registers where two sums have 128 columns.
+  static constexpr int unrolled = std::min(4, tile_operands<Format, columns>::unrolled);
+  using tile = typename tile_operands<Format, columns>::tile;
+  using stored = typename tensor_operand<Format>::stored;
+  static constexpr int key_bytes = Tuning::rows * tile::row_bytes;
+  static constexpr int query_bytes = side * tile::row_bytes;
+  static constexpr int statistics_offset = 2 * key_bytes + 2 * Tuning::stages * query_bytes;
   static constexpr int statistics_bytes = side * static_cast<int>(sizeof(float2));
   static constexpr int walk_offset = statistics_offset + Tuning::stages * statistics_bytes;
   static constexpr int shared_bytes = walk_offset + static_cast<int>(sizeof(walk_state));
@@ -30,32 +34,34 @@ class backward_key_cta {
                                               unsigned char* shared)
       : p_(parameters), bytes_(shared), shared_(shared_address(shared)) {}
 
-  /// Sums over all query tiles that see the key tile.
-  __device__ __forceinline__ void add(int key_tile, int kv_head) {
-    const int first = key_tile * side;
+  /// Sums over all query tiles that see the key tile, for its rows `part` * Tuning::rows and
+  /// following.
+  __device__ __forceinline__ void add(int key_tile, int part, int kv_head) {
+    const int first = key_tile * side + part * Tuning::rows;
     const int keys = p_.key_tokens - first;
     const auto is_key = [keys](int row, int later) { return row < keys - later; };
-    tile::template load<side, threads>(shared_, p_.k.row(first, kv_head), p_.k, is_key);
-    tile::template load<side, threads>(shared_ + tile_bytes, p_.v.row(first, kv_head), p_.v,
-                                       is_key);
+    tile::template load<Tuning::rows, threads>(shared_, p_.k.row<stored>(first, kv_head), p_.k,
+                                               is_key);
+    tile::template load<Tuning::rows, threads>(shared_ + key_bytes,
+                                               p_.v.row<stored>(first, kv_head), p_.v, is_key);
     for (int head = kv_head * p_.group; head < (kv_head + 1) * p_.group; ++head) {
       const plan_lists& lists = p_.lists[p_.plan_of_head[head] * list_kinds + key_lists];
       const work_item& item = lists.items[key_tile];
-      if (item.tiles > 0) add_head(lists, item, head);
+      if (item.tiles > 0) add_head(lists, item, part, head);
     }
     wait_for_copies<0>();
   }
 
-  __device__ __forceinline__ void write(int key_tile, int kv_head) const {
-    const int first = key_tile * side;
+  __device__ __forceinline__ void write(int key_tile, int part, int kv_head) const {
+    const int first = key_tile * side + part * Tuning::rows + warp::first_row();
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int key = first + static_cast<int>(threadIdx.x / 32 * 16) + 8 * half + lane / 4;
+      const int key = first + 8 * half + lane / 4;
       if (key >= p_.key_tokens) continue;
 #pragma unroll
-      for (int n = 0; n < columns / 8; ++n) {
-        const int column = n * 8 + lane % 4 * 2;
+      for (int n = 0; n < warp::columns / 8; ++n) {
+        const int column = warp::first_column() + n * 8 + lane % 4 * 2;
         p_.d_k.store(key, kv_head, column, d_k_[n][2 * half] * p_.scale,
                      d_k_[n][2 * half + 1] * p_.scale);
         p_.d_v.store(key, kv_head, column, d_v_[n][2 * half], d_v_[n][2 * half + 1]);
@@ -65,7 +71,7 @@ class backward_key_cta {
 
  private:
   __device__ __forceinline__ std::uint32_t queries_in_stage(int t) const {
-    return shared_ + (2 + t % Tuning::stages * 2) * tile_bytes;
+    return shared_ + 2 * key_bytes + t % Tuning::stages * 2 * query_bytes;
   }
   __device__ __forceinline__ const float2* statistics_in_stage(int t) const {
     return reinterpret_cast<const float2*>(bytes_ + statistics_offset +
@@ -74,6 +80,7 @@ class backward_key_cta {
 
   __device__ __forceinline__ void add_head(const plan_lists& lists,
                                            const work_item& item,
+                                           int part,
                                            int head) {
     __syncthreads();  // of the head before: all have read its tiles
     tile_walk<side> walk(*reinterpret_cast<walk_state*>(bytes_ + walk_offset), lists, item);
@@ -82,11 +89,14 @@ class backward_key_cta {
       const bool has_next = t + 1 < walk.tiles();
       wait_for_copies<0>();
       __syncthreads();
-      if (has_next) {
-        walk.advance();
+      if (has_next) walk.advance();
+      if (Tuning::stages > 1 && has_next) load_queries(t + 1, walk, head);
+#pragma unroll 1
+      for (int strip = 0; strip < side; strip += Tuning::strip) add_strip(walk, t, strip, part);
+      if (Tuning::stages == 1 && has_next) {
+        __syncthreads();
         load_queries(t + 1, walk, head);
       }
-      add_tile(walk, t);
     }
   }
 
@@ -95,8 +105,9 @@ class backward_key_cta {
     const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
     const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * side;
     const std::uint32_t to = queries_in_stage(t);
-    tile::template load<side, threads>(to, p_.q.row(first, head), p_.q, is_read);
-    tile::template load<side, threads>(to + tile_bytes, p_.d_o.row(first, head), p_.d_o, is_read);
+    tile::template load<side, threads>(to, p_.q.row<stored>(first, head), p_.q, is_read);
+    tile::template load<side, threads>(to + query_bytes, p_.d_o.row<stored>(first, head), p_.d_o,
+                                       is_read);
     if (threadIdx.x < side / 2) {  // two rows each
       const float2* const from =
           p_.rows + static_cast<std::int64_t>(head) * p_.padded_queries + first + threadIdx.x * 2;
@@ -105,34 +116,39 @@ class backward_key_cta {
     commit_copies();
   }
 
-  __device__ __forceinline__ void add_tile(const tile_walk<side>& walk, int t) {
-    const lane_chunks<columns> chunks;
-    const int warp_row = static_cast<int>(threadIdx.x / 32 * 16);
-    const std::uint32_t queries = queries_in_stage(t);
+  /// Adds what the queries from `strip` on of tile t contribute.
+  __device__ __forceinline__ void add_strip(const tile_walk<side>& walk,
+                                            int t,
+                                            int strip,
+                                            int part) {
+    const lane_places<Format, columns> places;
+    const std::uint32_t keys = shared_ + warp::first_row() * tile::row_bytes;
+    const std::uint32_t queries = queries_in_stage(t) + strip * tile::row_bytes;
     float scores[tiles][4];
-    multiply_rows<Format, columns, unrolled>(scores, shared_ + warp_row * tile::row_bytes, queries,
-                                             chunks);
+    multiply_rows<unrolled>(scores, keys, queries, places);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
       float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
-      mask_scores(as_tiles, walk.slices(), visibility, warp_row);
+      mask_scores(as_tiles, walk.slices(), visibility, part * Tuning::rows + warp::first_row(),
+                  strip);
     }
     float gradients[tiles][4];
-    multiply_rows<Format, columns, unrolled>(
-        gradients, shared_ + tile_bytes + warp_row * tile::row_bytes, queries + tile_bytes, chunks);
-    const float2* const statistics = statistics_in_stage(t) + static_cast<int>(threadIdx.x) % 4 * 2;
+    multiply_rows<unrolled>(gradients, keys + key_bytes, queries + query_bytes, places);
+    const float2* const statistics =
+        statistics_in_stage(t) + strip + static_cast<int>(threadIdx.x) % 4 * 2;
     weights_and_gradients(p_, scores, gradients,
                           [statistics](int i, int n) { return statistics[8 * n + i % 2]; });
-    add_product<Format, columns>(d_v_, scores, queries + tile_bytes, chunks);
-    add_product<Format, columns>(d_k_, gradients, queries, chunks);
+    const std::uint32_t columns_of_warp = queries + tile::column_bytes(warp::first_column());
+    add_product(d_v_, scores, columns_of_warp + query_bytes, places);
+    add_product(d_k_, gradients, columns_of_warp, places);
   }
 
   const backward_parameters& p_;
   unsigned char* bytes_;
   std::uint32_t shared_;  ///< keys, values, then stages of queries and d_o
-  float d_k_[columns / 8][4] = {};
-  float d_v_[columns / 8][4] = {};
+  float d_k_[warp::columns / 8][4] = {};
+  float d_v_[warp::columns / 8][4] = {};
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

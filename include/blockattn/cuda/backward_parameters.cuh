@@ -1,21 +1,87 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <blockattn/core/index.hpp>
 #include <blockattn/cuda/plan_lists.cuh>
 #include <blockattn/cuda/shared_tile.cuh>
 #include <blockattn/cuda/tensor_core.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// How the backward kernels are cut for head dims up to Columns: tiles of 64 x 64, 16 rows for each
-/// of four warps, two tiles of the inner axis in shared memory.
-template <int Columns>
+/// How the backward kernels are cut for head dims up to Columns: tiles of side x side, of which a
+/// cta owns `rows` of the outer axis, 16 for each of its row warps. `Stored` is what tensors are
+/// stored as: 16 bits, or float.
+template <int Columns, class Stored = std::uint16_t>
 struct backward_tuning {
   static constexpr int columns = Columns;
   static constexpr int side = 64;
-  static constexpr int warps = 4;
-  static constexpr int stages = 2;
+  static constexpr int strip =
+      sizeof(Stored) == 2 ? 64 : 16;  ///< of scores, that a warp holds at a time
+  static constexpr int rows = 64;
+  static constexpr int column_warps = 1;
+  static constexpr int stages = 2;  ///< tiles of the inner axis in shared memory
   static constexpr int ctas_per_processor = 2;
+};
+
+/// 96 KiB of tiles, which compute capability 8.6 has. Two warps form the same weights and gradients
+/// of scores and add them up in half of the columns each: d_k and d_v of all would take 256
+/// registers.
+template <>
+struct backward_tuning<256> {
+  static constexpr int columns = 256;
+  static constexpr int side = 64;
+  static constexpr int strip = 64;
+  static constexpr int rows = 32;
+  static constexpr int column_warps = 2;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
+};
+
+/// As many bytes.
+template <>
+struct backward_tuning<128, float> {
+  static constexpr int columns = 128;
+  static constexpr int side = 64;
+  static constexpr int strip = 16;
+  static constexpr int rows = 32;
+  static constexpr int column_warps = 2;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
+};
+
+template <>
+struct backward_tuning<256, float> {
+  static constexpr int columns = 256;
+  static constexpr int side = 32;
+  static constexpr int strip = 16;
+  static constexpr int rows = 16;
+  static constexpr int column_warps = 4;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
+};
+
+/// Calls f with the tuning for two head dims of at most 256.
+template <class Stored, class F>
+constexpr auto with_backward_tuning(index_t head_dim, index_t value_dim, const F& f) {
+  const index_t dim = std::max(head_dim, value_dim);
+  if (dim <= 64) return f(backward_tuning<64, Stored>{});
+  if (dim <= 128) return f(backward_tuning<128, Stored>{});
+  return f(backward_tuning<256, Stored>{});
+}
+
+/// What a warp of a backward cta owns: 16 rows of the cta's, and some columns of their gradients.
+template <class Tuning>
+struct backward_warp {
+  static constexpr int threads = Tuning::rows / 16 * Tuning::column_warps * 32;
+  static constexpr int columns = Tuning::columns / Tuning::column_warps;
+
+  static __device__ __forceinline__ int first_row() {
+    return static_cast<int>(threadIdx.x / 32) / Tuning::column_warps * 16;
+  }
+  static __device__ __forceinline__ int first_column() {
+    return static_cast<int>(threadIdx.x / 32) % Tuning::column_warps * columns;
+  }
 };
 
 /// A gradient in device memory, in one of three formats.

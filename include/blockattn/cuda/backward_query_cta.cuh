@@ -7,17 +7,22 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// d_q of one query tile in one head: three products for each key tile, d_q in registers.
+/// d_q of the rows of one cta, a run of a query tile in one head: three products for each key tile,
+/// d_q in registers.
 template <storage_format Format, class Tuning>
 class backward_query_cta {
  public:
   static constexpr int columns = Tuning::columns;
   static constexpr int side = Tuning::side;
-  static constexpr int threads = Tuning::warps * 32;
-  static constexpr int tiles = side / 8;
-  using tile = shared_tile<columns>;
-  static constexpr int tile_bytes = side * tile::row_bytes;
-  static constexpr int walk_offset = (2 + 2 * Tuning::stages) * tile_bytes;
+  using warp = backward_warp<Tuning>;
+  static constexpr int threads = warp::threads;
+  static constexpr int tiles = Tuning::strip / 8;
+  static constexpr int unrolled = tile_operands<Format, columns>::unrolled;
+  using tile = typename tile_operands<Format, columns>::tile;
+  using stored = typename tensor_operand<Format>::stored;
+  static constexpr int query_bytes = Tuning::rows * tile::row_bytes;
+  static constexpr int key_bytes = side * tile::row_bytes;
+  static constexpr int walk_offset = 2 * query_bytes + 2 * Tuning::stages * key_bytes;
   static constexpr int shared_bytes = walk_offset + static_cast<int>(sizeof(walk_state));
 
   __device__ __forceinline__ backward_query_cta(const backward_parameters& parameters,
@@ -26,18 +31,21 @@ class backward_query_cta {
         shared_(shared_address(shared)),
         walk_state_(*reinterpret_cast<walk_state*>(shared + walk_offset)) {}
 
-  __device__ __forceinline__ void run(const plan_lists& lists, int query_tile, int head) {
+  /// Rows `part` * Tuning::rows and following of a query tile.
+  __device__ __forceinline__ void run(const plan_lists& lists, int query_tile, int part, int head) {
     const work_item& item = lists.items[query_tile];
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int warp_row = static_cast<int>(threadIdx.x / 32 * 16);
-    const int first = query_tile * side;
-    float d_q[columns / 8][4] = {};
+    const int warp_row = warp::first_row();
+    const int first_row = part * Tuning::rows;
+    const int first = query_tile * side + first_row;
+    float d_q[warp::columns / 8][4] = {};
     if (item.tiles > 0) {
       const int queries = p_.query_tokens - first;
       const auto is_query = [queries](int row, int later) { return row < queries - later; };
-      tile::template load<side, threads>(shared_, p_.q.row(first, head), p_.q, is_query);
-      tile::template load<side, threads>(shared_ + tile_bytes, p_.d_o.row(first, head), p_.d_o,
-                                         is_query);
+      tile::template load<Tuning::rows, threads>(shared_, p_.q.row<stored>(first, head), p_.q,
+                                                 is_query);
+      tile::template load<Tuning::rows, threads>(shared_ + query_bytes,
+                                                 p_.d_o.row<stored>(first, head), p_.d_o, is_query);
       const float2* const rows =
           p_.rows + static_cast<std::int64_t>(head) * p_.padded_queries + first + warp_row;
       const float2 statistics[2] = {rows[lane / 4], rows[lane / 4 + 8]};
@@ -48,11 +56,16 @@ class backward_query_cta {
         const bool has_next = t + 1 < walk.tiles();
         wait_for_copies<0>();
         __syncthreads();
-        if (has_next) {
-          walk.advance();
+        if (has_next) walk.advance();
+        if (Tuning::stages > 1 && has_next) load_keys(t + 1, walk, kv_head);
+#pragma unroll 1
+        for (int strip = 0; strip < side; strip += Tuning::strip) {
+          add_strip(walk, t, strip, first_row + warp_row, statistics, d_q);
+        }
+        if (Tuning::stages == 1 && has_next) {
+          __syncthreads();
           load_keys(t + 1, walk, kv_head);
         }
-        add_tile(walk, t, warp_row, statistics, d_q);
       }
     }
 #pragma unroll
@@ -60,16 +73,16 @@ class backward_query_cta {
       const int query = first + warp_row + 8 * half + lane / 4;
       if (query >= p_.query_tokens) continue;
 #pragma unroll
-      for (int n = 0; n < columns / 8; ++n) {
-        p_.d_q.store(query, head, n * 8 + lane % 4 * 2, d_q[n][2 * half] * p_.scale,
-                     d_q[n][2 * half + 1] * p_.scale);
+      for (int n = 0; n < warp::columns / 8; ++n) {
+        p_.d_q.store(query, head, warp::first_column() + n * 8 + lane % 4 * 2,
+                     d_q[n][2 * half] * p_.scale, d_q[n][2 * half + 1] * p_.scale);
       }
     }
   }
 
  private:
   __device__ __forceinline__ std::uint32_t keys_in_stage(int t) const {
-    return shared_ + (2 + t % Tuning::stages * 2) * tile_bytes;
+    return shared_ + 2 * query_bytes + t % Tuning::stages * 2 * key_bytes;
   }
 
   __device__ __forceinline__ void load_keys(int t, const tile_walk<side>& walk, int kv_head) const {
@@ -77,33 +90,35 @@ class backward_query_cta {
     const auto is_read = [&read](int row, int later) { return read.contains(row, later); };
     const std::int64_t first = static_cast<std::int64_t>(walk.tile()) * side;
     const std::uint32_t to = keys_in_stage(t);
-    tile::template load<side, threads>(to, p_.k.row(first, kv_head), p_.k, is_read);
-    tile::template load<side, threads>(to + tile_bytes, p_.v.row(first, kv_head), p_.v, is_read);
+    tile::template load<side, threads>(to, p_.k.row<stored>(first, kv_head), p_.k, is_read);
+    tile::template load<side, threads>(to + key_bytes, p_.v.row<stored>(first, kv_head), p_.v,
+                                       is_read);
     commit_copies();
   }
 
-  __device__ __forceinline__ void add_tile(const tile_walk<side>& walk,
-                                           int t,
-                                           int warp_row,
-                                           const float2 (&statistics)[2],
-                                           float (&d_q)[columns / 8][4]) const {
-    const lane_chunks<columns> chunks;
-    const std::uint32_t keys = keys_in_stage(t);
+  /// Adds what the keys from `strip` on of tile t contribute.
+  __device__ __forceinline__ void add_strip(const tile_walk<side>& walk,
+                                            int t,
+                                            int strip,
+                                            int row_in_tile,
+                                            const float2 (&statistics)[2],
+                                            float (&d_q)[warp::columns / 8][4]) const {
+    const lane_places<Format, columns> places;
+    const std::uint32_t keys = keys_in_stage(t) + strip * tile::row_bytes;
+    const std::uint32_t queries = shared_ + warp::first_row() * tile::row_bytes;
     float scores[tiles][4];
-    multiply_rows<Format, columns, columns / 16>(scores, shared_ + warp_row * tile::row_bytes, keys,
-                                                 chunks);
+    multiply_rows<unrolled>(scores, queries, keys, places);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
       float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
-      mask_scores(as_tiles, walk.slices(), visibility, warp_row);
+      mask_scores(as_tiles, walk.slices(), visibility, row_in_tile, strip);
     }
     float gradients[tiles][4];
-    multiply_rows<Format, columns, columns / 16>(
-        gradients, shared_ + tile_bytes + warp_row * tile::row_bytes, keys + tile_bytes, chunks);
+    multiply_rows<unrolled>(gradients, queries + query_bytes, keys + key_bytes, places);
     weights_and_gradients(p_, scores, gradients,
                           [&statistics](int i, int /*n*/) { return statistics[i / 2]; });
-    add_product<Format, columns>(d_q, gradients, keys, chunks);
+    add_product(d_q, gradients, keys + tile::column_bytes(warp::first_column()), places);
   }
 
   const backward_parameters& p_;

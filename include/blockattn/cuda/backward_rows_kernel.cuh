@@ -5,13 +5,17 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// a0 b0 + a1 b1 for two pairs of stored values.
+/// The values of four that follow each other, in 8 or 16 bytes.
 template <storage_format Format>
-__device__ __forceinline__ float product_of_pairs(std::uint32_t a, std::uint32_t b) {
-  const auto low = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair); };
-  const auto high = [](std::uint32_t pair) { return static_cast<std::uint16_t>(pair >> 16); };
-  return fmaf(tensor_operand<Format>::widen(low(a)), tensor_operand<Format>::widen(low(b)),
-              tensor_operand<Format>::widen(high(a)) * tensor_operand<Format>::widen(high(b)));
+__device__ __forceinline__ float4 load_four(const std::uint16_t* values) {
+  using operand = tensor_operand<Format>;
+  const ushort4 bits = *reinterpret_cast<const ushort4*>(values);
+  return {operand::widen(bits.x), operand::widen(bits.y), operand::widen(bits.z),
+          operand::widen(bits.w)};
+}
+template <storage_format Format>
+__device__ __forceinline__ float4 load_four(const float* values) {
+  return *reinterpret_cast<const float4*>(values);
 }
 
 /// Pass 3 of reference::backward for every query row: lse in base 2 and
@@ -27,19 +31,20 @@ __global__ void __launch_bounds__(256)
   float2 result{0, 0};
   if (row < p.query_tokens) {
     constexpr float log2_e = 1.4426950408889634F;
-    const std::uint16_t* const o = p.o.row(row, head);
-    const std::uint16_t* const d_o = p.d_o.row(row, head);
+    using operand = tensor_operand<Format>;
+    using stored = typename operand::stored;
+    const stored* const o = p.o.row<stored>(row, head);
+    const stored* const d_o = p.d_o.row<stored>(row, head);
     float sum = 0;
     if (p.o.vectors && p.d_o.vectors) {
-      const int chunk = lane * 4;  // four values each: all of a row at once
-      if (chunk < p.o.head_dim) {
-        const uint2 a = *reinterpret_cast<const uint2*>(o + chunk);
-        const uint2 b = *reinterpret_cast<const uint2*>(d_o + chunk);
-        sum = product_of_pairs<Format>(a.x, b.x) + product_of_pairs<Format>(a.y, b.y);
+      for (int chunk = lane * 4; chunk < p.o.head_dim; chunk += 32 * 4) {  // four values each
+        const float4 a = load_four<Format>(o + chunk);
+        const float4 b = load_four<Format>(d_o + chunk);
+        sum += fmaf(a.x, b.x, a.y * b.y) + fmaf(a.z, b.z, a.w * b.w);
       }
     } else {
       for (int t = lane; t < p.o.head_dim; t += 32) {
-        sum = fmaf(tensor_operand<Format>::widen(o[t]), tensor_operand<Format>::widen(d_o[t]), sum);
+        sum = fmaf(operand::widen(o[t]), operand::widen(d_o[t]), sum);
       }
     }
 #pragma unroll

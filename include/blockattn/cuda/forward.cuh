@@ -13,12 +13,16 @@ namespace detail {
 /// Refuses storage types that the kernels do not multiply, while compiling.
 template <class Q, class K, class V, class O>
 constexpr void check_forward_storage() {
-  static_assert(format_of<Q> == format_of<K> && format_of<K> == format_of<V>,
-                "cuda::forward: q, k and v must have one storage format, bf16 or fp16");
-  static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
-                "cuda::forward: q, k and v must be bf16 or fp16, not fp32 or fp64");
+  static_assert(format_of<K> == format_of<V>,
+                "cuda::forward: k and v must have one storage format, bf16, fp16 or fp32");
+  static_assert(format_of<Q> != storage_format::fp64 && format_of<K> != storage_format::fp64,
+                "cuda::forward: q, k and v must be bf16, fp16 or fp32, not fp64");
   static_assert(format_of<O> != storage_format::fp64, "cuda::forward: o must not be fp64");
 }
+
+/// What the kernels take values of a type for.
+template <class T>
+using stored_of = typename tensor_operand<format_of<T>>::stored;
 
 inline void check_device_head_dim(const char* function, const char* name, index_t head_dim) {
   blockattn::detail::require(head_dim % 8 == 0 && 8 <= head_dim && head_dim <= 256, function, ": ",
@@ -46,12 +50,14 @@ void check_forward_call(const char* function,
           " keys, the arguments have ", arguments.q.tokens, " x ", arguments.k.tokens);
   require(plan.query_heads() == heads, function, ": the plan is for ", plan.query_heads(),
           " query heads but q has ", heads);
-  const tile_shape coarse = tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
-  const tile_shape fine = fine_tile_shape_for(arguments.q.head_dim, arguments.v.head_dim);
+  const index_t head_dim = arguments.q.head_dim;
+  const index_t value_dim = arguments.v.head_dim;
+  const tile_shape coarse = tile_shape_for(head_dim, value_dim, format_of<K>);
+  const tile_shape fine = fine_tile_shape_for(head_dim, value_dim, format_of<K>);
   require(plan.shape() == coarse || plan.shape() == fine, function, ": the plan has tiles of ",
-          plan.shape().queries, " x ", plan.shape().keys, ", head dims ", arguments.q.head_dim,
-          " and ", arguments.v.head_dim, " need ", coarse.queries, " x ", coarse.keys, " or ",
-          fine.queries, " x ", fine.keys, " (cuda::tile_shape_for)");
+          plan.shape().queries, " x ", plan.shape().keys, ", head dims ", head_dim, " and ",
+          value_dim, " need ", coarse.queries, " x ", coarse.keys,
+          coarse == fine ? "" : " or 64 x 64", " (cuda::tile_shape_for)");
   require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
           ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
           " heads are more than a launch takes");
@@ -59,7 +65,7 @@ void check_forward_call(const char* function,
 
 template <class T>
 device_view as_device_view(const heads_view<const T>& view) {
-  return {.data = reinterpret_cast<const std::uint16_t*>(view.data),
+  return {.data = view.data,
           .token_stride = view.token_stride,
           .head_stride = view.head_stride,
           .head_dim = static_cast<int>(view.head_dim),
@@ -79,7 +85,7 @@ output_rows output_rows_of(const heads_view<O>& o,
           .sink_logits = sink_logits.empty() ? nullptr : sink_logits.data(),
           .format = format_of<O>,
           .value_dim = static_cast<int>(o.head_dim),
-          .vectors = sizeof(O) == 2 && rows_are_aligned(o) ? 1 : 0};
+          .vectors = rows_are_aligned(o) ? 1 : 0};
 }
 
 template <class Q, class K, class V, class O>
@@ -88,6 +94,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
                                          const attention_options& options) {
   forward_parameters p{};
   p.q = as_device_view(arguments.q);
+  p.q_format = format_of<Q>;
   p.k = as_device_view(arguments.k);
   p.v = as_device_view(arguments.v);
   p.out = output_rows_of(arguments.o, arguments.lse, arguments.sink_logits);
@@ -105,14 +112,13 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
 }
 
 /// Places of the partial results in a workspace.
-template <class Tuning>
 struct part_layout {
   index_t values, rows, size;
 
-  part_layout(const device_plan& plan, index_t heads) {
-    const index_t all_rows = heads * device_plan_access::most(plan).parts * Tuning::queries;
+  part_layout(const device_plan& plan, index_t heads, index_t columns) {
+    const index_t all_rows = heads * device_plan_access::most(plan).parts * plan.shape().queries;
     blockattn::detail::workspace_layout layout;
-    values = layout.take<float>(all_rows * Tuning::columns);
+    values = layout.take<float>(all_rows * columns);
     rows = layout.take<row_statistics>(all_rows);
     size = layout.size();
   }
@@ -148,9 +154,8 @@ void launch_forward(const char* function,
 inline index_t forward_workspace_size(const device_plan& plan,
                                       index_t head_dim,
                                       index_t value_dim) {
-  return detail::with_forward_tuning(head_dim, value_dim, plan.shape().queries, [&](auto tuning) {
-    return detail::part_layout<decltype(tuning)>(plan, plan.query_heads()).size;
-  });
+  const index_t columns = detail::padded_columns(head_dim, value_dim);
+  return detail::part_layout(plan, plan.query_heads(), columns).size;
 }
 
 /// Attention over the visible pairs of a plan (formula: reference::forward), fused, on tensor
@@ -158,10 +163,17 @@ inline index_t forward_workspace_size(const device_plan& plan,
 ///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v
 ///   lse = log of the softmax denominator, natural
 /// All tensors, lse and sink_logits are device memory; shapes as in forward_arguments, strides of
-/// any kind (fastest when every row begins at a multiple of 16 bytes). q, k and v are all bf16 or
-/// all fp16, o bf16, fp16 or fp32. Products and sums are in fp32, softmax weights are rounded to
-/// the format of v. Head dims: multiples of 8 up to 256, k and v may differ; tuned for 64 and 128,
-/// others are padded to 64, 128 or 256. GQA: query_heads a multiple of kv_heads.
+/// any kind (fastest when every row begins at a multiple of 16 bytes). k and v are both bf16, both
+/// fp16 or both fp32, q and o any of these; a q in another format than k is rounded to that of k,
+/// once, to nearest even, as it is loaded (in fp16 to infinity from 65520 on). Products and sums
+/// are in fp32; softmax weights are rounded to the format of v where that has 16 bits. Head dims:
+/// multiples of 8 up to 256, k and v may differ; tuned for 64 and 128, others are padded to 64, 128
+/// or 256. GQA: query_heads a multiple of kv_heads.
+///
+/// fp32 is multiplied as three products of TF32 numbers: a b is within 2^-21 |a b| of its value
+/// (less than 2^-24 for most), so results are about as accurate as those of fp32 arithmetic.
+/// Infinities in q, k and v, and magnitudes beyond 3.402e38, count as NaN then. Tiles are 64 x 64,
+/// beyond head dim 128 32 x 32.
 ///
 /// A row that sees nothing gets o = 0, lse = -inf (its sink logit with sink_logits). Keys that no
 /// row sees may hold anything: they are not read. sink_logits must be finite or -inf, which is not
@@ -183,7 +195,7 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
   detail::check_forward_call(function, arguments, plan, options);
   const auto launch = [&](auto tuning) {
     using tuning_type = decltype(tuning);
-    const detail::part_layout<tuning_type> parts(plan, arguments.q.heads);
+    const detail::part_layout parts(plan, arguments.q.heads, tuning_type::columns);
     blockattn::detail::check_workspace(function, workspace, parts.size);
     detail::forward_parameters p = detail::forward_parameters_of(arguments, plan, options);
     p.part_values = blockattn::detail::piece<float>(workspace, parts.values);
@@ -191,8 +203,8 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
     detail::launch_forward<format_of<V>, tuning_type>(
         function, p, arguments.q.heads, detail::device_plan_access::most(plan).splits, stream);
   };
-  detail::with_forward_tuning(arguments.q.head_dim, arguments.v.head_dim, plan.shape().queries,
-                              launch);
+  detail::with_forward_tuning<detail::stored_of<V>>(arguments.q.head_dim, arguments.v.head_dim,
+                                                    plan.shape().queries, launch);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/cuda/forward_tuning.cuh>
+#include <blockattn/cuda/rounded_rows.cuh>
 #include <blockattn/cuda/tile_walk.cuh>
 #include <blockattn/cuda/warp_attention.cuh>
 
@@ -9,6 +10,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 struct forward_parameters {
   device_view q, k, v;
+  storage_format q_format;  ///< queries are rounded to that of keys and values
   output_rows out;
   const plan_lists* lists;
   const std::int32_t* plan_of_head;
@@ -43,9 +45,14 @@ template <storage_format Format, class Tuning>
 class forward_cta {
  public:
   static constexpr int threads = Tuning::warps * 32;
-  static constexpr int rows_per_warp = Tuning::queries / Tuning::warps;
-  using warp = warp_attention<Format, Tuning::columns, rows_per_warp / 16, Tuning::keys / 8>;
-  using tile = shared_tile<Tuning::columns>;
+  static constexpr int rows_per_warp = Tuning::queries / Tuning::warps * Tuning::column_warps;
+  using warp = warp_attention<Format,
+                              Tuning::columns,
+                              rows_per_warp / 16,
+                              Tuning::strip / 8,
+                              Tuning::column_warps>;
+  using tile = typename warp::tile;
+  using stored = typename warp::operand::stored;
   static constexpr int query_bytes = Tuning::queries * tile::row_bytes;
   static constexpr int key_bytes = Tuning::keys * tile::row_bytes;
   static constexpr int tile_bytes = query_bytes + 2 * Tuning::stages * key_bytes;
@@ -53,8 +60,8 @@ class forward_cta {
   /// Beside the tiles, for the same reason as walk_state.
   struct loop_state {
     walk_state walk;
-    const std::uint16_t* k;  ///< the head's first row
-    const std::uint16_t* v;
+    const stored* k;  ///< the head's first row
+    const stored* v;
   };
   static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(loop_state));
 
@@ -63,19 +70,24 @@ class forward_cta {
       : p_(parameters),
         shared_(shared_address(shared)),
         loop_(*reinterpret_cast<loop_state*>(shared + tile_bytes)),
-        warp_row_(static_cast<int>(threadIdx.x / 32 * rows_per_warp)),
+        warp_row_(static_cast<int>(threadIdx.x / 32) / Tuning::column_warps * rows_per_warp),
         rows_(shared_ + warp_row_ * tile::row_bytes) {}
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const plan_lists& lists, const work_item& item, int head) {
     const int first_query = item.outer_tile * Tuning::queries;
     const int queries = p_.query_tokens - first_query;
-    tile::template load<Tuning::queries, threads>(
-        shared_, p_.q.row(first_query, head), p_.q,
-        [queries](int row, int later) { return row < queries - later; });
+    if (p_.q_format == Format) {
+      tile::template load<Tuning::queries, threads>(
+          shared_, p_.q.row<stored>(first_query, head), p_.q,
+          [queries](int row, int later) { return row < queries - later; });
+    } else {
+      load_rounded<Format, Tuning::columns, Tuning::queries, threads>(shared_, p_.q, p_.q_format,
+                                                                      first_query, head, queries);
+    }
     if (threadIdx.x == 0) {
-      loop_.k = p_.k.row(0, head / p_.group);
-      loop_.v = p_.v.row(0, head / p_.group);
+      loop_.k = p_.k.row<stored>(0, head / p_.group);
+      loop_.v = p_.v.row<stored>(0, head / p_.group);
     }
     tile_walk<Tuning::keys> walk(loop_.walk, lists, item);
     load_keys(0, walk);
@@ -90,13 +102,16 @@ class forward_cta {
       __syncthreads();
       if (has_next) walk.advance();
       if (Tuning::stages > 1 && has_next) load_keys(t + 1, walk);
-      rows_.attend(p_.form.transform, keys_in_stage(t), keys_in_stage(t) + key_bytes,
-                   [&](auto& scores) {
-                     const tile_visibility visibility = walk.visibility(t);
-                     if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
-                       mask_scores(scores, walk.slices(), visibility, warp_row_);
-                     }
-                   });
+#pragma unroll 1
+      for (int first = 0; first < Tuning::keys; first += Tuning::strip) {
+        const std::uint32_t keys = keys_in_stage(t) + first * tile::row_bytes;
+        rows_.attend(p_.form.transform, keys, keys + key_bytes, [&](auto& scores) {
+          const tile_visibility visibility = walk.visibility(t);
+          if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
+            mask_scores(scores, walk.slices(), visibility, warp_row_, first);
+          }
+        });
+      }
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();
         load_keys(t + 1, walk);

@@ -112,26 +112,26 @@ struct online_softmax {
     }
   }
 
-  /// The weights of 16 keys in accumulator tile r, rounded to `Format`, as the left operand of a
-  /// product; adds them, not rounded, to the sums.
-  template <storage_format Format>
+  /// Turns scores of accumulator tile r, as many as make a left operand, into weights; adds them to
+  /// the sums.
+  template <int Accumulators>
   __device__ __forceinline__ void weights(const score_transform& transform,
                                           int r,
-                                          const float (&low)[4],
-                                          const float (&high)[4],
-                                          std::uint32_t (&rounded)[4]) {
+                                          float (&scores)[Accumulators][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float shift = max_log2[2 * r + half];
-      float w[4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        w[i] = exp2_approximate(fmaf(low[2 * half + i], transform.factor, -shift));
-        w[2 + i] = exp2_approximate(fmaf(high[2 * half + i], transform.factor, -shift));
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+#pragma unroll
+        for (int n = 0; n < Accumulators; ++n) {
+          scores[n][i] = exp2_approximate(fmaf(scores[n][i], transform.factor, -shift));
+        }
       }
-      sum[2 * r + half] += (w[0] + w[1]) + (w[2] + w[3]);
-      rounded[half] = tensor_operand<Format>::pack(w[0], w[1]);
-      rounded[2 + half] = tensor_operand<Format>::pack(w[2], w[3]);
+      float added = scores[0][2 * half] + scores[0][2 * half + 1];
+#pragma unroll
+      for (int n = 1; n < Accumulators; ++n) added += scores[n][2 * half] + scores[n][2 * half + 1];
+      sum[2 * r + half] += added;
     }
   }
 

@@ -16,7 +16,7 @@ struct output_rows {
   const float* sink_logits;  ///< (query_heads) or null
   storage_format format;     ///< of o
   int value_dim;
-  int vectors;  ///< 1 when o is 16-bit and all its rows begin at multiples of 16 bytes
+  int vectors;  ///< 1 when all rows of o begin at multiples of 16 bytes
 
   __device__ __forceinline__ std::int64_t element(std::int64_t token, std::int64_t head) const {
     return token * o_token_stride + head * o_head_stride;

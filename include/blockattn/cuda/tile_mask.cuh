@@ -28,16 +28,17 @@ __device__ __forceinline__ std::uint32_t bits_below(int count) {
   return count <= 0 ? 0U : (1U << count) - 1U;
 }
 
-/// Sets the scores of hidden pairs to -inf, in the accumulators of one warp whose first row is
-/// `first_row` of the tile.
+/// Sets the scores of hidden pairs to -inf, in the accumulators of one warp whose first row and
+/// column are `first_row` and `first_column` of the tile.
 /// A row's visible columns are intervals, one for each slice, gathered as bits, so that any mask
 /// costs the same once they are known.
 template <int RowTiles, int KeyTiles>
 __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][4],
                                             const tile_slice* slices,
                                             const tile_visibility& visibility,
-                                            int first_row) {
-  constexpr int words = KeyTiles / 4;
+                                            int first_row,
+                                            int first_column = 0) {
+  constexpr int words = (KeyTiles + 3) / 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int half = 0; half < 2 * RowTiles; ++half) {
@@ -45,14 +46,15 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
     std::uint32_t visible[words];
 #pragma unroll
     for (int word = 0; word < words; ++word) {
-      visible[word] = visibility.slice_count == 0 ? bits_below(visibility.tokens - 32 * word) : 0U;
+      const int tokens = visibility.tokens - first_column;
+      visible[word] = visibility.slice_count == 0 ? bits_below(tokens - 32 * word) : 0U;
     }
 #pragma unroll 1
     for (int i = 0; i < visibility.slice_count; ++i) {
       const tile_slice s = slices[visibility.slices_begin + i];
       if (row < s.row_begin || s.row_end <= row) continue;
-      const int begin = max(s.column_begin, row + s.lower);
-      const int end = min(s.column_end, row + s.upper + 1);
+      const int begin = max(s.column_begin, row + s.lower) - first_column;
+      const int end = min(s.column_end, row + s.upper + 1) - first_column;
 #pragma unroll
       for (int word = 0; word < words; ++word) {
         visible[word] |= bits_below(end - 32 * word) & ~bits_below(begin - 32 * word);

@@ -3,7 +3,7 @@
 
 #include <blockattn/cuda/online_softmax.cuh>
 #include <blockattn/cuda/part_merge.cuh>
-#include <blockattn/cuda/shared_tile.cuh>
+#include <blockattn/cuda/tile_operands.cuh>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
@@ -14,7 +14,7 @@ __device__ __forceinline__ void change_queries(Tile /*tile*/,
                                                query_change change) {
   const bool keeps = change != query_change::zero;
   Tile::template change_bits<Rows, Threads>(queries, keeps ? ~0U : 0U,
-                                            keeps ? tensor_operand<Format>::two_signs : 0U);
+                                            keeps ? tensor_operand<Format>::sign_bits : 0U);
 }
 
 /// Where a row of a query tile goes.
@@ -26,20 +26,24 @@ struct row_place {
 
 /// The 16 RowTiles rows of queries that one warp owns, and their attention to tiles of 8 KeyTiles
 /// keys (FlashAttention-2, arXiv 2307.08691, algorithm 1). Queries, keys and values lie in shared
-/// memory, Columns wide; scores, weights and sums of weighted values stay in registers.
-template <storage_format Format, int Columns, int RowTiles, int KeyTiles>
+/// memory, Columns wide; scores, weights and sums of weighted values stay in registers. With
+/// ColumnWarps > 1 as many neighbouring warps own the same rows and a run of value columns each.
+template <storage_format Format, int Columns, int RowTiles, int KeyTiles, int ColumnWarps = 1>
 class warp_attention {
  public:
   static constexpr int rows = 16 * RowTiles;
   static constexpr int halves = 2 * RowTiles;  ///< rows that one lane holds
-  static constexpr int value_tiles = Columns / 8;
-  using tile = shared_tile<Columns>;
+  static constexpr int value_columns = Columns / ColumnWarps;
+  static constexpr int value_tiles = value_columns / 8;
+  using operands = tile_operands<Format, Columns>;
+  using operand = typename operands::operand;
+  using tile = typename operands::tile;
 
   /// `queries`: address of the warp's first row.
   __device__ __forceinline__ explicit warp_attention(std::uint32_t queries)
       : queries_(queries),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        lane_offset_(tile::offset(lane_ % 16, lane_ / 16)) {}
+        query_place_(operands::left_place(lane_)) {}
 
   /// Attends to the keys and values at two addresses. `mask(scores)` hides pairs.
   template <class Mask>
@@ -72,7 +76,7 @@ class warp_attention {
         const float shift = weight.shift_log2(statistics);
         statistics.max_log2 += shift;
         if (shift == -INFINITY) statistics.sum = 0;  // the weight takes the partition out
-        factor = finish_row(out, statistics, place.token, place.head, lane_ % 4 == 0);
+        factor = finish_row(out, statistics, place.token, place.head, writes_statistics());
       }
 #pragma unroll
       for (int n = 0; n < value_tiles; ++n) {
@@ -81,7 +85,7 @@ class warp_attention {
         pair[1] *= factor;
       }
     }
-    if (out.vectors != 0 && out.format == Format) {
+    if (ColumnWarps == 1 && out.vectors != 0 && out.format == Format) {
       write_vectors(out, place_of);
     } else {
       write_elements(out, place_of);
@@ -98,8 +102,8 @@ class warp_attention {
       const int row = row_of(half);
       const row_statistics statistics = softmax_.row(half);
       if (!place_of(row).exists) continue;
-      if (lane_ % 4 == 0) part_rows[row] = statistics;
-      float* const out = part_values + row * Columns + lane_ % 4 * 2;
+      if (writes_statistics()) part_rows[row] = statistics;
+      float* const out = part_values + row * Columns + first_column() + lane_ % 4 * 2;
 #pragma unroll
       for (int n = 0; n < value_tiles; ++n) {
         const float* const pair = &values_[half / 2][n][half % 2 * 2];
@@ -113,6 +117,14 @@ class warp_attention {
   __device__ __forceinline__ float (&values())[RowTiles][value_tiles][4] { return values_; }
 
  private:
+  /// Of the warp's values.
+  static __device__ __forceinline__ int first_column() {
+    return static_cast<int>(threadIdx.x / 32) % ColumnWarps * value_columns;
+  }
+  __device__ __forceinline__ bool writes_statistics() const {
+    return lane_ % 4 == 0 && first_column() == 0;
+  }
+
   /// scores = queries x keys^T.
   __device__ __forceinline__ void multiply_keys(std::uint32_t keys,
                                                 float (&scores)[RowTiles][KeyTiles][4]) const {
@@ -124,51 +136,58 @@ class warp_attention {
         for (int i = 0; i < 4; ++i) scores[r][n][i] = 0;
       }
     }
-    const std::uint32_t query_chunk = queries_ + lane_offset_;
-    // In this order a product's two registers of keys are neighbours, as the instruction wants.
-    const std::uint32_t key_chunk = keys + tile::offset(lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
-#pragma unroll
-    for (int step = 0; step < Columns / 16; ++step) {
-      std::uint32_t query[RowTiles][4];
+    const std::uint32_t query_chunk = queries_ + query_place_;
+    const std::uint32_t key_chunk = keys + operands::right_place(lane_);
+#pragma unroll operands::unrolled
+    for (int step = 0; step < operands::steps; ++step) {
+      typename operands::left query[RowTiles];
 #pragma unroll
       for (int r = 0; r < RowTiles; ++r) {
-        load_matrices(query[r], tile::later_chunk(query_chunk, 16 * r, 2 * step));
+        query[r] = operands::load_left(query_chunk, 16 * r, step);
       }
 #pragma unroll
       for (int n = 0; n < KeyTiles; n += 2) {
-        std::uint32_t key[4];
-        load_matrices(key, tile::later_chunk(key_chunk, 8 * n, 2 * step));
+        typename operands::right key[2];
+        operands::load_rights(key, key_chunk, n, step);
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) {
-          tensor_operand<Format>::multiply_add(scores[r][n], query[r], key[0], key[1]);
-          tensor_operand<Format>::multiply_add(scores[r][n + 1], query[r], key[2], key[3]);
+          operand::multiply_add(scores[r][n], query[r], key[0]);
+          operand::multiply_add(scores[r][n + 1], query[r], key[1]);
         }
       }
     }
   }
 
-  /// values_ += weights x values. The weights of the next 16 keys are computed beside the products
-  /// of the current ones.
+  /// values_ += weights x values. The weights of the next step's keys are computed beside the
+  /// products of the current ones.
   __device__ __forceinline__ void multiply_values(const score_transform& transform,
                                                   std::uint32_t values,
                                                   const float (&scores)[RowTiles][KeyTiles][4]) {
-    const std::uint32_t value_chunk = values + lane_offset_;
+    constexpr int accumulators = operand::accumulators;
+    const std::uint32_t value_chunk =
+        values + tile::column_bytes(first_column()) + operands::across_place(lane_);
 #pragma unroll
-    for (int step = 0; step < KeyTiles / 2; ++step) {
-      std::uint32_t weights[RowTiles][4];
+    for (int step = 0; step < KeyTiles / accumulators; ++step) {
+      typename operands::left weights[RowTiles];
 #pragma unroll
       for (int r = 0; r < RowTiles; ++r) {
-        softmax_.template weights<Format>(transform, r, scores[r][2 * step],
-                                          scores[r][2 * step + 1], weights[r]);
+        float of_step[accumulators][4];
+#pragma unroll
+        for (int n = 0; n < accumulators; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) of_step[n][i] = scores[r][accumulators * step + n][i];
+        }
+        softmax_.weights(transform, r, of_step);
+        weights[r] = operand::as_left(of_step);
       }
 #pragma unroll
       for (int n = 0; n < value_tiles; n += 2) {
-        std::uint32_t value[4];
-        load_transposed(value, tile::later_chunk(value_chunk, 16 * step, n));
+        typename operands::right value[2];
+        operands::load_rights_across(value, value_chunk, step, n);
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) {
-          tensor_operand<Format>::multiply_add(values_[r][n], weights[r], value[0], value[1]);
-          tensor_operand<Format>::multiply_add(values_[r][n + 1], weights[r], value[2], value[3]);
+          operand::multiply_add(values_[r][n], weights[r], value[0]);
+          operand::multiply_add(values_[r][n + 1], weights[r], value[1]);
         }
       }
     }
@@ -179,16 +198,18 @@ class warp_attention {
   template <class PlaceOf>
   __device__ __forceinline__ void write_vectors(const output_rows& out,
                                                 const PlaceOf& place_of) const {
+    // To the lane's pair of values in eight columns; unsigned, so that it is no division.
+    const unsigned bytes = static_cast<unsigned>(lane_) % 4 * 2 *
+                           static_cast<unsigned>(sizeof(typename operand::stored));
     __syncwarp();
 #pragma unroll
     for (int half = 0; half < halves; ++half) {
 #pragma unroll
       for (int n = 0; n < value_tiles; ++n) {
         const float* const pair = &values_[half / 2][n][half % 2 * 2];
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(queries_ + tile::offset(row_of(half), n) +
-                                                     lane_ % 4 * 4),
-                     "r"(tensor_operand<Format>::pack(pair[0], pair[1]))
-                     : "memory");
+        const int chunk = n * 8 / tile::chunk_values + static_cast<int>(bytes / 16);
+        operand::store_pair(queries_ + tile::offset(row_of(half), chunk) + bytes % 16, pair[0],
+                            pair[1]);
       }
     }
     __syncwarp();
@@ -202,9 +223,10 @@ class warp_attention {
                    : "r"(queries_ + tile::offset(row, chunk))
                    : "memory");
       const row_place place = place_of(row);
-      if (place.exists && chunk * 8 < out.value_dim) {
-        auto* const o = static_cast<std::uint16_t*>(out.o);
-        *reinterpret_cast<uint4*>(o + out.element(place.token, place.head) + chunk * 8) = values;
+      const int column = chunk * tile::chunk_values;
+      if (place.exists && column < out.value_dim) {
+        auto* const o = static_cast<typename operand::stored*>(out.o);
+        *reinterpret_cast<uint4*>(o + out.element(place.token, place.head) + column) = values;
       }
     }
   }
@@ -219,7 +241,7 @@ class warp_attention {
       const std::int64_t row = out.element(place.token, place.head);
 #pragma unroll
       for (int n = 0; n < value_tiles; ++n) {
-        const int column = n * 8 + lane_ % 4 * 2;
+        const int column = first_column() + n * 8 + lane_ % 4 * 2;
         if (column >= out.value_dim) continue;
         out.store(row + column, values_[half / 2][n][half % 2 * 2]);
         out.store(row + column + 1, values_[half / 2][n][half % 2 * 2 + 1]);
@@ -229,7 +251,7 @@ class warp_attention {
 
   std::uint32_t queries_;
   int lane_;
-  int lane_offset_;  ///< of the chunk that this lane names for ldmatrix, of queries and values
+  int query_place_;
   online_softmax<RowTiles> softmax_;
   float values_[RowTiles][value_tiles][4] = {};
 };
