@@ -35,8 +35,8 @@ for architecture in "${architectures[@]}"; do
   warnings=$(grep -c 'C75[0-9][0-9]' "$log" || true)
   echo "$architecture: $kernels kernels, $spilling spill registers, $warnings C75xx warnings"
   if [ "$kernels" -eq 0 ] || [ "$spilling" -ne 0 ] || [ "$warnings" -ne 0 ]; then
-    grep -B 2 'bytes spill stores' "$log" | grep -B 2 -v ' 0 bytes spill stores, 0 bytes spill loads' |
-      grep -A 2 'entry function' || true
+    awk '/Compiling entry function/ { entry = $0 }
+         /bytes spill stores/ && !/ 0 bytes spill stores, 0 bytes spill loads/ { print entry; print }' "$log"
     grep 'C75[0-9][0-9]' "$log" || true
     failed=1
   fi
