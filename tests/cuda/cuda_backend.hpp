@@ -5,6 +5,7 @@
 
 #include "support/attention_case.hpp"
 #include "support/catch.hpp"
+#include "support/naive_attention.hpp"
 #include "support/unit_roundoff.hpp"
 
 /// \file
@@ -52,6 +53,16 @@ struct cuda_backend {
   static constexpr double weight_roundoff = format_of<V> == storage_format::fp32
                                                 ? 0x1p-21
                                                 : unit_roundoff<V>();
+
+  /// The same bound for S and P as a whole: that of a naive implementation that rounds them.
+  template <class T>
+  using yardstick_rounding =
+      std::conditional_t<format_of<T> == storage_format::fp32, round_to_bits<21>, round_to<T>>;
+
+  /// Tensor cores cut off what does not fit into the 24 bits of a sum of products: up to 2^-23 of
+  /// it, always towards 0. In 16 bits that is nothing beside the rounding of o.
+  template <class T>
+  static constexpr double product_bias = format_of<T> == storage_format::fp32 ? 0x1p-23 : 0;
 };
 
 /// `cuda::forward` where it refuses a call, else nothing: the plan is on no device. Defined for

@@ -28,7 +28,7 @@ void check(std::uint64_t default_seed,
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("cuda::forward is as accurate as its contract", "", float16, bfloat16) {
+TEMPLATE_TEST_CASE("cuda::forward is as accurate as its contract", "", float16, bfloat16, float) {
   if (skips_without_device()) return;
   check<TestType>(1, causal_of(64), one_head_128);
   check<TestType>(2, blocks_of(257), one_head_128);
@@ -39,10 +39,8 @@ TEMPLATE_TEST_CASE("cuda::forward is as accurate as its contract", "", float16, 
   check<TestType>(7, {"sinks and window", sink_window_mask(1500, 4, 60)}, one_head_128);
 }
 
-TEMPLATE_TEST_CASE("cuda::forward is accurate with softcap and sink logits",
-                   "",
-                   float16,
-                   bfloat16) {
+TEMPLATE_TEST_CASE(
+    "cuda::forward is accurate with softcap and sink logits", "", float16, bfloat16, float) {
   if (skips_without_device()) return;
   check<TestType>(8, causal_of(1024), one_head_64, {.attention = {.softcap = 5}});
   check<TestType>(9, causal_of(300), one_head_128, {.sink_logits = {1}});

@@ -82,11 +82,37 @@ inline void check_accuracy(const std::string& output,
   CHECK(std::abs(backend.mean_signed) <= 4 * backend.standard_error + allowed_bias);
 }
 
+/// What a naive implementation does to S and P that `Backend` is measured against: it rounds them
+/// to T, unless the backend knows better: yardstick_rounding<T>.
+template <class Backend, class T>
+auto yardstick_rounding() {
+  if constexpr (requires { typename Backend::template yardstick_rounding<T>; }) {
+    return typename Backend::template yardstick_rounding<T>{};
+  } else {
+    return round_to<T>{};
+  }
+}
+
+/// How far the mean error of o may lie to one side, for a backend whose sums of products are too
+/// small by product_bias<T> of themselves.
+template <class Backend, class T, class Real>
+double allowed_product_bias(const std::vector<Real>& exact) {
+  if constexpr (requires { Backend::template product_bias<T>; }) {
+    Real sum = 0;
+    for (const Real value : exact) sum += value;
+    return Backend::template product_bias<T> *
+           std::abs(static_cast<double>(sum) / static_cast<double>(exact.size()));
+  } else {
+    return 0;
+  }
+}
+
 /// The accuracy contract for o and lse of one call on normal data. The exact answer is fp64
 /// (long double for double), the yardstick a naive implementation in the accumulator type that
-/// rounds S and P to T. Every score is proportional to the scale, which a backend holds rounded to
-/// the accumulator type: that moves all lse to one side by up to u * mean |d lse / d log scale|. A
-/// backend whose exponentials are off to one side says by how much: `exponential_bias`.
+/// rounds S and P (`yardstick_rounding`). Every score is proportional to the scale, which a backend
+/// holds rounded to the accumulator type: that moves all lse to one side by up to u * mean |d lse /
+/// d log scale|. A backend whose exponentials are off to one side says by how much:
+/// `exponential_bias`.
 template <class T, class Backend>
 void check_forward_accuracy(const Backend& backend,
                             std::uint64_t seed,
@@ -109,11 +135,12 @@ void check_forward_accuracy(const Backend& backend,
       .sink_logits = options.sink_logits};
   const auto exact =
       naive_attention<exact_real>(arguments, mask.mask, options.attention, no_rounding{});
-  const auto naive = naive_attention<C>(arguments, mask.mask, options.attention, round_to<T>{});
+  const auto naive =
+      naive_attention<C>(arguments, mask.mask, options.attention, yardstick_rounding<Backend, T>());
   std::vector<T> naive_o(naive.o.size());
   for (std::size_t i = 0; i < naive_o.size(); ++i) store_scalar(naive_o[i], naive.o[i]);
   check_accuracy("o", measure_errors(out.o, exact.o), measure_errors(naive_o, exact.o),
-                 unit_roundoff<T>(), tokens);
+                 unit_roundoff<T>(), tokens, allowed_product_bias<Backend, T>(exact.o));
   double scale_sensitivity = 0;
   for (const exact_real score : exact.mean_score) {
     scale_sensitivity += static_cast<double>(std::abs(score));

@@ -38,6 +38,17 @@ struct round_to {
   }
 };
 
+/// Rounds intermediate results to so many significant bits, for a unit roundoff of 2^-Bits.
+template <int Bits>
+struct round_to_bits {
+  template <class Real>
+  Real operator()(Real value) const {
+    int exponent = 0;
+    const Real fraction = std::frexp(value, &exponent);
+    return std::ldexp(std::nearbyint(std::ldexp(fraction, Bits)), exponent - Bits);
+  }
+};
+
 /// Attention as one would first write it: S = q k^T, P = softmax(S), o = P v, all rows of S and P
 /// as a whole, sums from left to right in arithmetic of type Real, S and P passed through `round`.
 /// - Real = long double without rounding: an exact answer that shares no line with the library.
