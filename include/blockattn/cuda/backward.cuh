@@ -17,7 +17,7 @@ constexpr tile_shape backward_tile_shape(index_t head_dim,
                                          index_t value_dim,
                                          storage_format format) noexcept {
   const auto shape = [](auto tuning) {
-    return tile_shape{decltype(tuning)::query::side, decltype(tuning)::key::side};
+    return tile_shape{decltype(tuning)::side, decltype(tuning)::side};
   };
   return format == storage_format::fp32
              ? detail::with_backward_tuning<float>(head_dim, value_dim, shape)
@@ -64,10 +64,8 @@ void check_backward_call(const char* function,
   require(plan.has_transposed(), function,
           ": the plan has no transposed tile lists; build it with {.transposed = true}");
   constexpr index_t most = std::numeric_limits<int>::max();
-  const index_t rows =
-      with_backward_tuning<stored_of<Q>>(a.q.head_dim, a.v.head_dim, [](auto tuning) {
-        return std::min(decltype(tuning)::query::rows, decltype(tuning)::key::rows);
-      });
+  const index_t rows = with_backward_tuning<stored_of<Q>>(
+      a.q.head_dim, a.v.head_dim, [](auto tuning) { return decltype(tuning)::rows; });
   const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
   require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
           " heads are more than a launch takes");
@@ -133,19 +131,17 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
     require_success(cudaGetLastError(), function, "a launch");
   };
   const auto heads = static_cast<unsigned>(p.query_heads);
-  const auto runs_of = [](int tokens, auto shape) {
-    using cut = decltype(shape);
-    return static_cast<unsigned>(round_up(tokens, cut::side) / cut::rows);
+  constexpr int threads = backward_warp<Tuning>::threads;
+  const auto runs_of = [](int tokens) {
+    return static_cast<unsigned>(round_up(tokens, Tuning::side) / Tuning::rows);
   };
-  using query = typename Tuning::query;
-  using key = typename Tuning::key;
   launch(backward_rows_kernel<Format>, dim3(static_cast<unsigned>(p.padded_queries / 8), heads),
          256, 0);
   launch(backward_key_kernel<Format, Tuning>,
-         dim3(runs_of(p.key_tokens, key{}) * static_cast<unsigned>(p.kv_heads)), key::threads,
+         dim3(runs_of(p.key_tokens) * static_cast<unsigned>(p.kv_heads)), threads,
          backward_key_cta<Format, Tuning>::shared_bytes);
-  launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens, query{}) * heads),
-         query::threads, backward_query_cta<Format, Tuning>::shared_bytes);
+  launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens) * heads), threads,
+         backward_query_cta<Format, Tuning>::shared_bytes);
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
 

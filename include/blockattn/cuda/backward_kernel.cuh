@@ -10,7 +10,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 /// group's first head, most tiles first.
 template <class Tuning>
 struct key_work {
-  static constexpr int parts = Tuning::key::parts;
+  static constexpr int parts = Tuning::side / Tuning::rows;
   int kv_head;
   int part;
   int key_tile;
@@ -26,13 +26,13 @@ struct key_work {
 
 /// d_q. Grid: query tiles x parts of a tile x query heads, those with most tiles first.
 template <storage_format Format, class Tuning>
-__global__ void __launch_bounds__(Tuning::query::threads, Tuning::query::ctas_per_processor)
+__global__ void __launch_bounds__(backward_warp<Tuning>::threads, Tuning::ctas_per_processor)
     backward_query_kernel(const __grid_constant__ backward_parameters p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   const int head = static_cast<int>(blockIdx.x) % p.query_heads;
   const int rank = static_cast<int>(blockIdx.x) / p.query_heads;
   const plan_lists& lists = p.lists[p.plan_of_head[head] * list_kinds + query_lists];
-  constexpr int parts = Tuning::query::parts;
+  constexpr int parts = Tuning::side / Tuning::rows;
   backward_query_cta<Format, Tuning>(p, shared).run(lists, lists.order[rank / parts], rank % parts,
                                                     head);
 }
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(Tuning::query::threads, Tuning::query::ctas_pe
 /// d_k and d_v. Grid: key tiles x parts of a tile x kv heads. In one launch with
 /// backward_query_kernel, each cta going one way or the other, both were 7 % slower.
 template <storage_format Format, class Tuning>
-__global__ void __launch_bounds__(Tuning::key::threads, Tuning::key::ctas_per_processor)
+__global__ void __launch_bounds__(backward_warp<Tuning>::threads, Tuning::ctas_per_processor)
     backward_key_kernel(const __grid_constant__ backward_parameters p) {
   extern __shared__ __align__(1024) unsigned char shared[];
   backward_key_cta<Format, Tuning> cta(p, shared);

@@ -14,39 +14,36 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 template <storage_format Format, class Tuning>
 class backward_key_cta {
  public:
-  using shape = typename Tuning::key;
-  static_assert(shape::inner_warps == 1);
   static constexpr int columns = Tuning::columns;
-  static constexpr int side = shape::side;
-  static constexpr int threads = shape::threads;
-  static constexpr int row_tiles = shape::row_tiles;
-  static constexpr int tiles = shape::strip / 8;
+  static constexpr int side = Tuning::side;
+  using warp = backward_warp<Tuning>;
+  static constexpr int threads = warp::threads;
+  static constexpr int tiles = Tuning::strip / 8;
   // With all there are 8 spill registers where two sums have 128 columns.
   static constexpr int unrolled = std::min(4, tile_operands<Format, columns>::unrolled);
-  using warp = backward_warp<shape, columns>;
   using tile = typename tile_operands<Format, columns>::tile;
   using stored = typename tensor_operand<Format>::stored;
-  static constexpr int key_bytes = shape::rows * tile::row_bytes;
+  static constexpr int key_bytes = Tuning::rows * tile::row_bytes;
   static constexpr int query_bytes = side * tile::row_bytes;
-  static constexpr int statistics_offset = 2 * key_bytes + 2 * shape::stages * query_bytes;
+  static constexpr int statistics_offset = 2 * key_bytes + 2 * Tuning::stages * query_bytes;
   static constexpr int statistics_bytes = side * static_cast<int>(sizeof(float2));
-  static constexpr int walk_offset = statistics_offset + shape::stages * statistics_bytes;
+  static constexpr int walk_offset = statistics_offset + Tuning::stages * statistics_bytes;
   static constexpr int shared_bytes = walk_offset + static_cast<int>(sizeof(walk_state));
 
   __device__ __forceinline__ backward_key_cta(const backward_parameters& parameters,
                                               unsigned char* shared)
       : p_(parameters), bytes_(shared), shared_(shared_address(shared)) {}
 
-  /// Sums over all query tiles that see the key tile, for its rows `part` * shape::rows and
+  /// Sums over all query tiles that see the key tile, for its rows `part` * Tuning::rows and
   /// following.
   __device__ __forceinline__ void add(int key_tile, int part, int kv_head) {
-    const int first = key_tile * side + part * shape::rows;
+    const int first = key_tile * side + part * Tuning::rows;
     const int keys = p_.key_tokens - first;
     const auto is_key = [keys](int row, int later) { return row < keys - later; };
-    tile::template load<shape::rows, threads>(shared_, p_.k.row<stored>(first, kv_head), p_.k,
-                                              is_key);
-    tile::template load<shape::rows, threads>(shared_ + key_bytes, p_.v.row<stored>(first, kv_head),
-                                              p_.v, is_key);
+    tile::template load<Tuning::rows, threads>(shared_, p_.k.row<stored>(first, kv_head), p_.k,
+                                               is_key);
+    tile::template load<Tuning::rows, threads>(shared_ + key_bytes,
+                                               p_.v.row<stored>(first, kv_head), p_.v, is_key);
     for (int head = kv_head * p_.group; head < (kv_head + 1) * p_.group; ++head) {
       const plan_lists& lists = p_.lists[p_.plan_of_head[head] * list_kinds + key_lists];
       const work_item& item = lists.items[key_tile];
@@ -56,30 +53,29 @@ class backward_key_cta {
   }
 
   __device__ __forceinline__ void write(int key_tile, int part, int kv_head) const {
-    const int first = key_tile * side + part * shape::rows + warp::first_row();
+    const int first = key_tile * side + part * Tuning::rows + warp::first_row();
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int half = 0; half < 2 * row_tiles; ++half) {
+    for (int half = 0; half < 2; ++half) {
       const int key = first + 8 * half + lane / 4;
       if (key >= p_.key_tokens) continue;
 #pragma unroll
       for (int n = 0; n < warp::columns / 8; ++n) {
         const int column = warp::first_column() + n * 8 + lane % 4 * 2;
-        const float* const d_k = &d_k_[half / 2][n][half % 2 * 2];
-        const float* const d_v = &d_v_[half / 2][n][half % 2 * 2];
-        p_.d_k.store(key, kv_head, column, d_k[0] * p_.scale, d_k[1] * p_.scale);
-        p_.d_v.store(key, kv_head, column, d_v[0], d_v[1]);
+        p_.d_k.store(key, kv_head, column, d_k_[n][2 * half] * p_.scale,
+                     d_k_[n][2 * half + 1] * p_.scale);
+        p_.d_v.store(key, kv_head, column, d_v_[n][2 * half], d_v_[n][2 * half + 1]);
       }
     }
   }
 
  private:
   __device__ __forceinline__ std::uint32_t queries_in_stage(int t) const {
-    return shared_ + 2 * key_bytes + t % shape::stages * 2 * query_bytes;
+    return shared_ + 2 * key_bytes + t % Tuning::stages * 2 * query_bytes;
   }
   __device__ __forceinline__ const float2* statistics_in_stage(int t) const {
     return reinterpret_cast<const float2*>(bytes_ + statistics_offset +
-                                           t % shape::stages * statistics_bytes);
+                                           t % Tuning::stages * statistics_bytes);
   }
 
   __device__ __forceinline__ void add_head(const plan_lists& lists,
@@ -94,10 +90,10 @@ class backward_key_cta {
       wait_for_copies<0>();
       __syncthreads();
       if (has_next) walk.advance();
-      if (shape::stages > 1 && has_next) load_queries(t + 1, walk, head);
+      if (Tuning::stages > 1 && has_next) load_queries(t + 1, walk, head);
 #pragma unroll 1
-      for (int strip = 0; strip < side; strip += shape::strip) add_strip(walk, t, strip, part);
-      if (shape::stages == 1 && has_next) {
+      for (int strip = 0; strip < side; strip += Tuning::strip) add_strip(walk, t, strip, part);
+      if (Tuning::stages == 1 && has_next) {
         __syncthreads();
         load_queries(t + 1, walk, head);
       }
@@ -128,21 +124,21 @@ class backward_key_cta {
     const lane_places<Format, columns> places;
     const std::uint32_t keys = shared_ + warp::first_row() * tile::row_bytes;
     const std::uint32_t queries = queries_in_stage(t) + strip * tile::row_bytes;
-    float scores[row_tiles][tiles][4];
-    multiply_rows<unrolled>(scores, lefts_at(keys, places), queries, places);
+    float scores[tiles][4];
+    multiply_rows<unrolled>(scores, keys, queries, places);
     soften(p_, scores);
     const tile_visibility visibility = walk.visibility(t);
     if (visibility.slice_count > 0 || visibility.tokens < side) {
-      mask_scores(scores, walk.slices(), visibility, part * shape::rows + warp::first_row(), strip);
+      float(&as_tiles)[1][tiles][4] = reinterpret_cast<float(&)[1][tiles][4]>(scores);
+      mask_scores(as_tiles, walk.slices(), visibility, part * Tuning::rows + warp::first_row(),
+                  strip);
     }
-    float gradients[row_tiles][tiles][4];
-    multiply_rows<unrolled>(gradients, lefts_at(keys + key_bytes, places), queries + query_bytes,
-                            places);
+    float gradients[tiles][4];
+    multiply_rows<unrolled>(gradients, keys + key_bytes, queries + query_bytes, places);
     const float2* const statistics =
         statistics_in_stage(t) + strip + static_cast<int>(threadIdx.x) % 4 * 2;
-    weights_and_gradients(p_, scores, gradients, [statistics](int /*r*/, int n, int i) {
-      return statistics[8 * n + i % 2];
-    });
+    weights_and_gradients(p_, scores, gradients,
+                          [statistics](int i, int n) { return statistics[8 * n + i % 2]; });
     const std::uint32_t columns_of_warp = queries + tile::column_bytes(warp::first_column());
     add_product(d_v_, scores, columns_of_warp + query_bytes, places);
     add_product(d_k_, gradients, columns_of_warp, places);
@@ -151,8 +147,8 @@ class backward_key_cta {
   const backward_parameters& p_;
   unsigned char* bytes_;
   std::uint32_t shared_;  ///< keys, values, then stages of queries and d_o
-  float d_k_[row_tiles][warp::columns / 8][4] = {};
-  float d_v_[row_tiles][warp::columns / 8][4] = {};
+  float d_k_[warp::columns / 8][4] = {};
+  float d_v_[warp::columns / 8][4] = {};
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail

@@ -9,75 +9,56 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
-/// How one of the backward kernels is cut: a cta owns `rows` rows of the outer axis and walks over
-/// tiles of `side` rows of the inner one. Its warps share its rows, the inner rows of each tile
-/// (and add up in the end), and the columns of the gradients.
-struct backward_cut {
-  int side = 64;
-  int rows = 64;
-  int row_tiles = 1;  ///< 16 rows each, of one warp: a right operand is read once for all
-  int inner_warps = 1;
-  int column_warps = 1;  ///< which form the same scores
-  int strip = 64;        ///< inner rows of which a warp holds scores at a time
-  int stages = 2;        ///< tiles of the inner axis in shared memory
-  int ctas_per_processor = 2;
-};
-
-template <backward_cut Cut>
-struct backward_shape {
-  static constexpr int side = Cut.side;
-  static constexpr int rows = Cut.rows;
-  static constexpr int row_tiles = Cut.row_tiles;
-  static constexpr int inner_warps = Cut.inner_warps;
-  static constexpr int column_warps = Cut.column_warps;
-  static constexpr int strip = Cut.strip;
-  static constexpr int stages = Cut.stages;
-  static constexpr int ctas_per_processor = Cut.ctas_per_processor;
-  static constexpr int parts = side / rows;  ///< of an outer tile
-  static constexpr int row_warps = rows / (16 * row_tiles);
-  static constexpr int threads = row_warps * inner_warps * column_warps * 32;
-};
-
-/// The shapes for head dims up to Columns; `Stored` is what tensors are stored as: 16 bits, or
-/// float. Shared memory is what feeds the tensor cores too slowly, so a warp of the query kernel
-/// takes 32 rows; d_k and d_v of as many would take all registers.
+/// How the backward kernels are cut for head dims up to Columns: tiles of side x side, of which a
+/// cta owns `rows` of the outer axis, 16 for each of its row warps. `Stored` is what tensors are
+/// stored as: 16 bits, or float.
 template <int Columns, class Stored = std::uint16_t>
 struct backward_tuning {
   static constexpr int columns = Columns;
-  using query = backward_shape<backward_cut{.row_tiles = 2, .inner_warps = 2, .strip = 32}>;
-  using key = backward_shape<backward_cut{}>;
+  static constexpr int side = 64;
+  static constexpr int strip =
+      sizeof(Stored) == 2 ? 64 : 16;  ///< of scores, that a warp holds at a time
+  static constexpr int rows = 64;
+  static constexpr int column_warps = 1;
+  static constexpr int stages = 2;  ///< tiles of the inner axis in shared memory
+  static constexpr int ctas_per_processor = 2;
 };
 
-/// 96 KiB of tiles, which compute capability 8.6 has, as the next two have. d_k and d_v of all
-/// columns would take 256 registers.
+/// 96 KiB of tiles, which compute capability 8.6 has. Two warps form the same weights and gradients
+/// of scores and add them up in half of the columns each: d_k and d_v of all would take 256
+/// registers.
 template <>
 struct backward_tuning<256> {
   static constexpr int columns = 256;
-  using query = backward_shape<backward_cut{.rows = 32, .column_warps = 2, .stages = 1}>;
-  using key = query;
+  static constexpr int side = 64;
+  static constexpr int strip = 64;
+  static constexpr int rows = 32;
+  static constexpr int column_warps = 2;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
 };
 
-template <>
-struct backward_tuning<64, float> {
-  static constexpr int columns = 64;
-  using query = backward_shape<backward_cut{.strip = 16}>;
-  using key = query;
-};
-
+/// As many bytes.
 template <>
 struct backward_tuning<128, float> {
   static constexpr int columns = 128;
-  using query =
-      backward_shape<backward_cut{.rows = 32, .column_warps = 2, .strip = 16, .stages = 1}>;
-  using key = query;
+  static constexpr int side = 64;
+  static constexpr int strip = 16;
+  static constexpr int rows = 32;
+  static constexpr int column_warps = 2;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
 };
 
 template <>
 struct backward_tuning<256, float> {
   static constexpr int columns = 256;
-  using query = backward_shape<backward_cut{
-      .side = 32, .rows = 16, .column_warps = 4, .strip = 16, .stages = 1}>;
-  using key = query;
+  static constexpr int side = 32;
+  static constexpr int strip = 16;
+  static constexpr int rows = 16;
+  static constexpr int column_warps = 4;
+  static constexpr int stages = 1;
+  static constexpr int ctas_per_processor = 2;
 };
 
 /// Calls f with the tuning for two head dims of at most 256.
@@ -89,21 +70,17 @@ constexpr auto with_backward_tuning(index_t head_dim, index_t value_dim, const F
   return f(backward_tuning<256, Stored>{});
 }
 
-/// What a warp of a backward cta owns.
-template <class Shape, int Columns>
+/// What a warp of a backward cta owns: 16 rows of the cta's, and some columns of their gradients.
+template <class Tuning>
 struct backward_warp {
-  static constexpr int columns = Columns / Shape::column_warps;
+  static constexpr int threads = Tuning::rows / 16 * Tuning::column_warps * 32;
+  static constexpr int columns = Tuning::columns / Tuning::column_warps;
 
-  static __device__ __forceinline__ int number() { return static_cast<int>(threadIdx.x / 32); }
-  static __device__ __forceinline__ int first_column() {
-    return number() % Shape::column_warps * columns;
-  }
-  /// Of each tile.
-  static __device__ __forceinline__ int inner() {
-    return number() / Shape::column_warps % Shape::inner_warps;
-  }
   static __device__ __forceinline__ int first_row() {
-    return number() / (Shape::column_warps * Shape::inner_warps) * 16 * Shape::row_tiles;
+    return static_cast<int>(threadIdx.x / 32) / Tuning::column_warps * 16;
+  }
+  static __device__ __forceinline__ int first_column() {
+    return static_cast<int>(threadIdx.x / 32) % Tuning::column_warps * columns;
   }
 };
 
@@ -156,44 +133,37 @@ struct backward_parameters {
 };
 
 /// Turns products q.k into weights and products d_o.v into gradients of scores (of q.k / scale), in
-/// place; hidden pairs, whose score is -inf, get 0 whatever else they hold. `row(r, n, i)` is the
-/// float2 (lse in base 2, delta) of element i of accumulator n of 16 rows.
-template <int RowTiles, int Tiles, class Row>
+/// place; hidden pairs, whose score is -inf, get 0 whatever else they hold. `row(i, n)` is the
+/// float2 (lse in base 2, delta) of element i of accumulator n.
+template <int Tiles, class Row>
 __device__ __forceinline__ void weights_and_gradients(const backward_parameters& p,
-                                                      float (&scores)[RowTiles][Tiles][4],
-                                                      float (&gradients)[RowTiles][Tiles][4],
+                                                      float (&scores)[Tiles][4],
+                                                      float (&gradients)[Tiles][4],
                                                       const Row& row) {
 #pragma unroll
-  for (int r = 0; r < RowTiles; ++r) {
+  for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 statistics = row(r, n, i);
-        const float x = scores[r][n][i];
-        const bool visible = x != -INFINITY;
-        const float weight = visible ? exp2_approximate(fmaf(x, p.exponent, -statistics.x)) : 0.0F;
-        float gradient = weight * (gradients[r][n][i] - statistics.y);
-        if (p.softcap_factor != 0) gradient *= 1 - x * x;
-        scores[r][n][i] = weight;
-        gradients[r][n][i] = visible ? gradient : 0.0F;
-      }
+    for (int i = 0; i < 4; ++i) {
+      const float2 statistics = row(i, n);
+      const float x = scores[n][i];
+      const bool visible = x != -INFINITY;
+      const float weight = visible ? exp2_approximate(fmaf(x, p.exponent, -statistics.x)) : 0.0F;
+      float gradient = weight * (gradients[n][i] - statistics.y);
+      if (p.softcap_factor != 0) gradient *= 1 - x * x;
+      scores[n][i] = weight;
+      gradients[n][i] = visible ? gradient : 0.0F;
     }
   }
 }
 
 /// Softens products where there is a softcap: x = tanh(softcap_factor x).
-template <int RowTiles, int Tiles>
-__device__ __forceinline__ void soften(const backward_parameters& p,
-                                       float (&scores)[RowTiles][Tiles][4]) {
+template <int Tiles>
+__device__ __forceinline__ void soften(const backward_parameters& p, float (&scores)[Tiles][4]) {
   if (p.softcap_factor == 0) return;
 #pragma unroll
-  for (int r = 0; r < RowTiles; ++r) {
+  for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[r][n][i] = tanhf(p.softcap_factor * scores[r][n][i]);
-    }
+    for (int i = 0; i < 4; ++i) scores[n][i] = tanhf(p.softcap_factor * scores[n][i]);
   }
 }
 
