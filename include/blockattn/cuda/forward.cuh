@@ -170,10 +170,10 @@ inline index_t forward_workspace_size(const device_plan& plan,
 /// multiples of 8 up to 256, k and v may differ; tuned for 64 and 128, others are padded to 64, 128
 /// or 256. GQA: query_heads a multiple of kv_heads.
 ///
-/// fp32 is multiplied as three products of TF32 numbers: a b is within 2^-21 |a b| of its value
-/// (less than 2^-24 for most), so results are about as accurate as those of fp32 arithmetic.
-/// Infinities in q, k and v, and magnitudes beyond 3.402e38, count as NaN then. Tiles are 64 x 64,
-/// beyond head dim 128 32 x 32.
+/// fp32 is multiplied as three products of TF32 numbers: a b is within 2^-21 |a b| of its value (in
+/// the median of normal a and b within 2^-24.8), so results are about as accurate as those of fp32
+/// arithmetic. Infinities in q, k and v, and magnitudes beyond 3.402e38, count as NaN then. Tiles
+/// are 64 x 64, beyond head dim 128 32 x 32.
 ///
 /// A row that sees nothing gets o = 0, lse = -inf (its sink logit with sink_logits). Keys that no
 /// row sees may hold anything: they are not read. sink_logits must be finite or -inf, which is not
