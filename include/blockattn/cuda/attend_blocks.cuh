@@ -11,7 +11,8 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda {
 /// Memory of an attend_blocks call, in bytes.
 struct attend_sizes {
   index_t workspace;  ///< device memory, aligned to workspace_alignment
-  index_t staging;    ///< host memory, 0 for short lists; page-locked, or the copy waits
+  /// Host memory, aligned to 16; 0 for short lists. Page-locked, or the copy waits.
+  index_t staging;
 };
 
 namespace detail {
@@ -23,6 +24,12 @@ constexpr void check_attend_storage() {
   static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
                 "cuda::attend_blocks: q, k and v must be bf16 or fp16, not fp32 or fp64");
   static_assert(format_of<O> != storage_format::fp64, "cuda::attend_blocks: o must not be fp64");
+}
+
+/// True when fp32 holds a natural logarithm, or a factor of one, in base 2.
+inline bool is_finite_log2(double value) {
+  constexpr double log2_e = 1.4426950408889634;
+  return blockattn::detail::is_finite_as<float>(value * log2_e);
 }
 
 /// Everything that `cuda::attend_blocks` refuses. Reads no device memory. Returns the number of kv
@@ -40,26 +47,30 @@ index_t check_attend_call(const char* function,
           " query heads");
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "o", arguments.o.head_dim);
-  const double scale = options.scale.value_or(1);
   constexpr index_t most = index_t{1} << 30;
   require(arguments.q.tokens * std::max<index_t>(1, arguments.q.heads) < most, function, ": q has ",
           arguments.q.tokens, " tokens x ", arguments.q.heads, " heads, must be below 2^30");
+  require(kv_heads <= 65535, function, ": ", kv_heads, " kv heads are more than a launch takes");
+  const double factor = options.softcap > 0 ? options.softcap
+                                            : blockattn::detail::resolved_scale(
+                                                  {.scale = options.scale}, arguments.q.head_dim);
   index_t number = 0;
   for (const auto& sequence : arguments.sequences) {
-    index_t keys = sequence.tail.k.tokens;
-    const auto check_scale = [&](double score_scale) {
-      require(blockattn::detail::is_finite_as<float>(
-                  score_scale * (options.softcap > 0 ? options.softcap : scale)),
-              function, ": sequence ", number, ": score_scale ", score_scale,
-              " times scale or softcap is beyond fp32");
-    };
-    check_scale(sequence.tail.score_scale);
-    for (const auto& segment : sequence.segments) {
+    index_t keys = 0;
+    const auto look_at = [&](const key_segment<K, V>& segment) {
+      require(is_finite_log2(factor * segment.score_scale), function, ": sequence ", number,
+              ": score_scale ", segment.score_scale, " times ", factor,
+              ", of scale or softcap, is beyond fp32");
+      require(segment.log_weight == -std::numeric_limits<double>::infinity() ||
+                  is_finite_log2(segment.log_weight),
+              function, ": sequence ", number, ": log_weight ", segment.log_weight,
+              " is beyond fp32 in base 2");
+      require(segment.k.tokens < most && keys + segment.k.tokens < most, function, ": sequence ",
+              number, " has ", keys, " + ", segment.k.tokens, " keys, must be below 2^30");
       keys += segment.k.tokens;
-      check_scale(segment.score_scale);
-    }
-    require(keys < most, function, ": sequence ", number, " has ", keys,
-            " keys, must be below 2^30");
+    };
+    for (const auto& segment : sequence.segments) look_at(segment);
+    look_at(sequence.tail);
     ++number;
   }
   return kv_heads;
@@ -156,10 +167,12 @@ void launch_attend(const char* function,
 
 }  // namespace detail
 
-/// The memory that `attend_blocks` needs for a call. Throws what it throws. O(segments).
+/// The memory that `attend_blocks` needs for a call. Throws what it throws. O(segments x row
+/// tiles).
 template <class Q, class K = Q, class V = K, class O = Q>
 attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
                            const attend_options& options = {}) {
+  detail::check_attend_storage<Q, K, V, O>();
   const index_t kv_heads = detail::check_attend_call("cuda::attend_memory", arguments, options);
   const auto packer = detail::pack_attend(arguments, options, kv_heads);
   return {packer.size(), detail::staging_of(packer.table_size())};
@@ -176,17 +189,21 @@ attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
 /// softmax weights and queries that are turned by a query_shift are rounded to the format of q.
 /// Strides of any kind; fastest when every row begins at a multiple of 16 bytes.
 ///
-/// The query heads of a kv head and the queries of a sequence are rows of one tile (of 16, 64 or
-/// 128), so that keys are read once for all of them; neighbouring segments with equal partition,
-/// query_shift and score_scale are one axis of keys, so that pages of any size fill tiles; long
-/// lists of keys are cut and merged, at places that depend on the call's shapes alone: same inputs,
-/// same bits.
+/// The query heads of a kv head and the queries of a sequence are rows of one tile (of 16, or of
+/// 128; 64 with head dims above 128), so that keys are read once for all of them; neighbouring
+/// segments with equal partition, query_shift and score_scale are one axis of keys, so that pages
+/// of any size fill tiles; long lists of keys are cut and merged, at places that depend on the
+/// call's shapes and lists alone (other sequences of the call included): same inputs, same bits.
 ///
-/// Enqueues at most six kernels on `stream`, before them a copy of tables from `staging`, which
-/// must not change before it is done, when the call has too many segments for a kernel's
-/// parameters; allocates nothing. Throws `error` on everything that cpu::attend_blocks refuses,
-/// 2^30 keys or more in a sequence, and memory that is too small or misaligned; nothing has been
-/// enqueued then. Host work: O(segments x row tiles).
+/// Enqueues at most four kernels on `stream`, and, when the call has too many segments for a
+/// kernel's parameters (12 KiB of tables: 104 bytes for each segment with a shift of its own, 48
+/// for each cut), a copy of tables from `staging` before them: it must not change before the copy
+/// is done, nor before the last replay of a graph that captured it. Allocates no device memory; on
+/// the host a few lists as long as the groups of segments. Throws `error` on everything that
+/// cpu::attend_blocks refuses but bad sink logits, which are on the device; on 2^30 keys or more in
+/// a sequence, 2^30 query tokens x heads, more kv heads than 65535, a score_scale or log_weight
+/// that leaves fp32, and memory that is too small or misaligned; nothing has been enqueued then.
+/// Host work: O(segments x row tiles).
 template <class Q, class K = Q, class V = K, class O = Q>
 void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
@@ -201,6 +218,15 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   const index_t staged = detail::staging_of(packer.table_size());
   blockattn::detail::require(static_cast<index_t>(staging.size()) >= staged, function,
                              ": staging has ", staging.size(), " bytes, needs ", staged);
+  blockattn::detail::require(
+      staged == 0 || reinterpret_cast<std::uintptr_t>(staging.data()) % 16 == 0, function,
+      ": staging is not aligned to 16 bytes");
+  for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
+    const index_t items = packer.of_class(row_class).items;
+    blockattn::detail::require(items * kv_heads <= std::numeric_limits<int>::max(), function, ": ",
+                               items, " items x ", kv_heads,
+                               " kv heads are more than a launch takes");
+  }
   if (arguments.q.heads == 0 || packer.table_size() == 0) return;
   detail::attend_parameters p = detail::attend_parameters_of(arguments, options, kv_heads);
   packer.describe_parts(workspace, p);

@@ -23,50 +23,62 @@ class attend_cta {
   static constexpr int key_bytes = Tuning::keys * tile::row_bytes;
   static constexpr int tile_bytes = query_bytes + 2 * Tuning::stages * key_bytes;
   static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(typename walk::state));
+  static_assert(shared_bytes <= 99 * 1024, "more than compute capability 8.6 has");
+  static_assert(threads >= Tuning::keys, "a thread finds one row of a tile");
 
   __device__ __forceinline__ attend_cta(const attend_parameters& parameters, unsigned char* shared)
       : p_(parameters),
         bytes_(shared),
         shared_(shared_address(shared)),
-        warp_row_(static_cast<int>(threadIdx.x / 32) % Tuning::row_warps * rows_per_warp),
-        warp_key_(static_cast<int>(threadIdx.x / 32) / Tuning::row_warps * keys_per_warp),
+        warp_row_(Tuning::row_warps == 1 ? 0 : warp_number() * rows_per_warp),
+        warp_key_(Tuning::key_warps == 1 ? 0 : warp_number() * keys_per_warp),
         rows_(shared_ + warp_row_ * tile::row_bytes) {}
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const attend_item& item, int kv_head) {
-    walk walk(*reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes), p_, item, kv_head);
+    walk walk(state(), p_, item, kv_head);
     __syncthreads();
     walk.prepare(0);
     wait_for_launcher();
     load_queries(walk);
-    for (int t = 0; t < Tuning::stages; ++t) {
+    for (int t = 0; t < Tuning::tiles_ahead; ++t) {
       __syncthreads();
       load_keys(walk, t);
       walk.prepare(t + 1);
     }
     for (int t = 0; t < walk.tiles(); ++t) {
-      // Groups of copies under way behind that of tile t; of the first tiles none is awaited yet.
-      t == 0 ? wait_for_copies<Tuning::stages - 1>() : wait_for_copies<Tuning::stages - 2>();
+      if (Tuning::tiles_ahead == Tuning::stages && t == 0) {
+        wait_for_copies<Tuning::stages - 1>();
+      } else {
+        wait_for_copies<Tuning::stages - 2>();
+      }
       __syncthreads();
       if (walk.tile(t).enters) {
         if (t > 0) enter_group(walk, t);
         form_queries(walk.group());
       }
-      if (t > 0) {
-        load_keys(walk, t + Tuning::stages - 1);
-        walk.prepare(t + Tuning::stages);
+      const int next = t + Tuning::stages - 1;
+      if (next >= Tuning::tiles_ahead) {
+        load_keys(walk, next);
+        walk.prepare(next + 1);
       }
       const std::uint32_t stage = keys_in_stage(t) + warp_key_ * tile::row_bytes;
-      const score_transform transform = walk.group().form.transform;
-      rows_.attend(transform, stage, stage + key_bytes,
+      rows_.attend([&] { return walk.group().form.transform; }, stage, stage + key_bytes,
                    [&](auto& scores) { mask(scores, walk, walk.tile(t).keys_left); });
+    }
+    if (walk.tiles() == 0) {  // the rows of queries serve as room for the output
+      wait_for_copies<0>();
+      __syncthreads();
     }
     if (Tuning::key_warps > 1) join_key_warps();
   }
 
-  /// Writes the rows of an item: the result where it is the only one, else a part.
-  __device__ __forceinline__ void write(const attend_item& item, int kv_head) {
+  /// Writes the rows of the item: the result where it is the only one, else a part.
+  __device__ __forceinline__ void write() {
     if (warp_key_ > 0) return;
+    // Kept over the loop, they would cost registers that the products need.
+    const attend_item& item = state().item;
+    const int kv_head = state().kv_head;
     const int first = item.first_row + warp_row_;
     const auto place_of = [&, first](int row) {
       const int at = first + row;
@@ -82,6 +94,13 @@ class attend_cta {
   }
 
  private:
+  static_assert(Tuning::row_warps == 1 || Tuning::key_warps == 1);
+
+  __device__ __forceinline__ typename walk::state& state() const {
+    return *reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes);
+  }
+  static __device__ __forceinline__ int warp_number() { return static_cast<int>(threadIdx.x) / 32; }
+
   /// Where tile t of the item lies: keys, then values.
   __device__ __forceinline__ std::uint32_t keys_in_stage(int t) const {
     return shared_ + query_bytes + t % Tuning::stages * 2 * key_bytes;
@@ -105,11 +124,11 @@ class attend_cta {
   /// is past a barrier.
   __device__ __forceinline__ void load_keys(const walk& walk, int t) const {
     if (t < walk.tiles()) {
-      const auto& state = *reinterpret_cast<const typename walk::state*>(bytes_ + tile_bytes);
+      const auto& places = state();
       const std::uint32_t to = keys_in_stage(t);
-      load_tile(to, p_.head_dim, state.k_run[t % 2], state.k_rows[t % 2], state.rows[t % 2]);
-      load_tile(to + key_bytes, p_.value_dim, state.v_run[t % 2], state.v_rows[t % 2],
-                state.rows[t % 2]);
+      load_tile(to, p_.head_dim, places.k_run[t % 2], places.k_rows[t % 2], places.rows[t % 2]);
+      load_tile(to + key_bytes, p_.value_dim, places.v_run[t % 2], places.v_rows[t % 2],
+                places.rows[t % 2]);
     }
     commit_copies();
   }
@@ -198,18 +217,16 @@ class attend_cta {
       float sum[warp::halves][32];
       float values[values][32];
     };
-    static_assert(Tuning::row_warps == 1 || Tuning::key_warps == 1);
     static_assert((Tuning::key_warps - 1) * sizeof(warp_part) <=
                   2 * Tuning::stages * std::size_t{key_bytes});
     wait_for_copies<0>();
     __syncthreads();
     auto* const parts = reinterpret_cast<warp_part*>(bytes_ + query_bytes);
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int warp_number = static_cast<int>(threadIdx.x) / 32;
     auto& softmax = rows_.softmax();
     float* const own = &rows_.values()[0][0][0];
-    if (warp_number > 0) {
-      warp_part& part = parts[warp_number - 1];
+    if (warp_number() > 0) {
+      warp_part& part = parts[warp_number() - 1];
 #pragma unroll
       for (int half = 0; half < warp::halves; ++half) {
         part.max_log2[half][lane] = softmax.max_log2[half];
@@ -219,7 +236,7 @@ class attend_cta {
       for (int i = 0; i < values; ++i) part.values[i][lane] = own[i];
     }
     __syncthreads();
-    if (warp_number > 0) return;
+    if (warp_number() > 0) return;
 #pragma unroll 1
     for (int other = 0; other < Tuning::key_warps - 1; ++other) {
       const warp_part& part = parts[other];
@@ -255,11 +272,10 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::ctas_per_processor)
   extern __shared__ __align__(1024) unsigned char shared[];
   let_next_start();
   if (p.tables != nullptr) wait_for_launcher();
-  const int kv_head = static_cast<int>(blockIdx.x) % p.kv_heads;
-  const attend_item& item = p.items()[blockIdx.x / static_cast<unsigned>(p.kv_heads)];
   attend_cta<Format, Tuning> cta(p, shared);
-  cta.attend(item, kv_head);
-  cta.write(item, kv_head);
+  cta.attend(p.items()[blockIdx.x / static_cast<unsigned>(p.kv_heads)],
+             static_cast<int>(blockIdx.x) % p.kv_heads);
+  cta.write();
 }
 
 /// Joins the parts of row tiles. Grid: (splits, kv heads, rows of a tile); one cta for each row.

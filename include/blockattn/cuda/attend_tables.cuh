@@ -42,12 +42,12 @@ struct attend_item {
   std::int32_t first_key;  ///< of the group
   std::int32_t segment;    ///< in which it lies ...
   std::int32_t offset;     ///< ... at this key
-  std::int32_t tiles;      ///< 0: the sequence has no keys
+  std::int32_t tiles;      ///< 0: the rows see no keys
   std::int64_t part_row;   ///< of the tile's first row among the partial rows; -1: no other item
   partition_weight weight;
 };
 
-/// A row tile whose keys several items share, `rows_apart` partial rows from one to the next.
+/// A row tile whose keys several items share, a tile's rows of partial rows from one to the next.
 struct attend_split {
   std::int32_t first_query;
   std::int32_t first_row;

@@ -8,33 +8,31 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// How attend_blocks is cut for head dims up to Columns and tiles of Rows rows (queries x heads of
 /// a kv head). Few rows leave nothing for tensor cores to do: what counts is how many bytes of keys
-/// are under way, so the four warps share the keys of a tile instead of its rows.
+/// are under way, so the warps share the keys of a tile instead of its rows.
 template <int Columns, int Rows>
 struct attend_tuning {
   static constexpr int columns = Columns;
   static constexpr int rows = Rows;
-  static constexpr int keys = Columns == 64 && Rows != 64 ? 128 : Columns <= 128 ? 64 : 32;
-  static constexpr int warps = 4;
-  static constexpr int key_warps = Rows == 16 && keys >= 64 ? 4 : Rows == 16 ? 2 : 1;
-  static constexpr int row_warps = Rows == 16 ? 1 : 4;
+  static constexpr int keys = Columns == 64 && Rows == 16 ? 128 : Columns <= 128 ? 64 : 32;
+  static constexpr int key_warps = Rows > 16 ? 1 : Columns == 256 ? 2 : 4;
+  static constexpr int row_warps = Rows > 16 ? 4 : 1;
   static constexpr int threads = key_warps * row_warps * 32;
   static constexpr int stages = 2;
-  static constexpr int ctas_per_processor = Columns == 256 || Rows == 128 ? 2 : 3;
+  /// Of which so many are filled before the first tile is waited for: all where bytes are what
+  /// counts; the others have no registers for it.
+  static constexpr int tiles_ahead = Rows == 16 ? stages : stages - 1;
+  /// What the shared memory of an H100 holds.
+  static constexpr int ctas_per_processor = Rows == 16 && Columns <= 128 ? 3 : 2;
   /// About how many items a call is cut into: what an H100 runs at a time, in one wave.
   static constexpr int items = 132 * ctas_per_processor;
 };
 
-inline constexpr int attend_row_classes = 3;
-
-/// Rows of a tile of a class.
-constexpr int attend_rows(int row_class, index_t columns) {
-  return row_class == 0 ? 16 : row_class == 1 || columns == 256 ? 64 : 128;
-}
+/// Few rows, and many: with 64 in a tile of their own, 8 queries x 4 heads were not faster than in
+/// one of 128, memory being what they wait for.
+inline constexpr int attend_row_classes = 2;
 
 /// The class of sequences with so many rows.
-constexpr int attend_row_class(index_t rows, index_t columns) {
-  return rows <= 16 ? 0 : rows <= 64 || columns == 256 ? 1 : 2;
-}
+constexpr int attend_row_class(index_t rows) { return rows <= 16 ? 0 : 1; }
 
 /// Head dims are padded to 64, 128 or 256 columns.
 constexpr index_t attend_columns(index_t head_dim, index_t value_dim) {
@@ -46,14 +44,10 @@ constexpr index_t attend_columns(index_t head_dim, index_t value_dim) {
 template <class F>
 constexpr auto with_attend_tuning(index_t columns, int row_class, const F& f) {
   if (columns == 64) {
-    return row_class == 0   ? f(attend_tuning<64, 16>{})
-           : row_class == 1 ? f(attend_tuning<64, 64>{})
-                            : f(attend_tuning<64, 128>{});
+    return row_class == 0 ? f(attend_tuning<64, 16>{}) : f(attend_tuning<64, 128>{});
   }
   if (columns == 128) {
-    return row_class == 0   ? f(attend_tuning<128, 16>{})
-           : row_class == 1 ? f(attend_tuning<128, 64>{})
-                            : f(attend_tuning<128, 128>{});
+    return row_class == 0 ? f(attend_tuning<128, 16>{}) : f(attend_tuning<128, 128>{});
   }
   return row_class == 0 ? f(attend_tuning<256, 16>{}) : f(attend_tuning<256, 64>{});
 }

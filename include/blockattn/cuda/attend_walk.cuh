@@ -29,7 +29,7 @@ struct tile_start {
 
 /// What a walk over key tiles knows of coming ones: in shared memory, because the products take
 /// every register.
-template <int Keys, int Stages>
+template <int Keys>
 struct attend_walk_state {
   key_run k_run[2], v_run[2];            ///< of tile t at t % 2
   const std::uint16_t* k_rows[2][Keys];  ///< of a tile that several segments share
@@ -41,8 +41,9 @@ struct attend_walk_state {
   key_group current;  ///< group of the tile that is attended to
   attend_item item;
   int kv_head;
-  int first_query;             ///< of the item's rows
-  key_tile tiles[Stages + 1];  ///< of tile t at t % (Stages + 1)
+  int first_query;                ///< of the item's rows
+  static constexpr int ring = 4;  ///< a power of two above Stages
+  key_tile tiles[ring];           ///< of tile t at t % ring
 };
 
 /// Walks over the key tiles of an item with all threads of a cta: `prepare(t)` finds the rows of
@@ -50,7 +51,8 @@ struct attend_walk_state {
 template <int Keys, int Stages>
 class attend_walk {
  public:
-  using state = attend_walk_state<Keys, Stages>;
+  using state = attend_walk_state<Keys>;
+  static_assert(Stages < state::ring);
 
   __device__ __forceinline__
   attend_walk(state& shared, const attend_parameters& p, const attend_item& item, int kv_head)
@@ -70,7 +72,7 @@ class attend_walk {
   __device__ __forceinline__ const attend_item& item() const { return state_.item; }
   __device__ __forceinline__ int kv_head() const { return state_.kv_head; }
   __device__ __forceinline__ int tiles() const { return state_.item.tiles; }
-  __device__ __forceinline__ key_tile tile(int t) const { return state_.tiles[t % (Stages + 1)]; }
+  __device__ __forceinline__ key_tile tile(int t) const { return state_.tiles[t % state::ring]; }
 
   /// The group of the tile that was entered last.
   __device__ __forceinline__ const key_group& group() const { return state_.current; }
@@ -97,7 +99,7 @@ class attend_walk {
     const int rows = min(Keys, start.group_left);
     if (threadIdx.x == 0) {
       state_.rows[t % 2] = rows;
-      state_.tiles[t % (Stages + 1)] = {start.group, start.group_left, t == 0 || ends};
+      state_.tiles[t % state::ring] = {start.group, start.group_left, t == 0 || ends};
       state_.start[(t + 1) % 2] = {
           start.group, start.segment, start.group_left - Keys, start.segment_left - Keys,
           start.group_left > Keys &&

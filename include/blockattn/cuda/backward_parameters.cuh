@@ -11,7 +11,9 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// How the backward kernels are cut for head dims up to Columns: tiles of side x side, of which a
 /// cta owns `rows` of the outer axis, 16 for each of its row warps. `Stored` is what tensors are
-/// stored as: 16 bits, or float.
+/// stored as: 16 bits, or float. Tried on an H100, head dim 128, causal 8K, and not faster: in the
+/// query kernel 32 rows for each warp and half of the keys (shared memory busy 57 % of the time,
+/// the key kernel's is 80 %), or three ctas of one stage.
 template <int Columns, class Stored = std::uint16_t>
 struct backward_tuning {
   static constexpr int columns = Columns;

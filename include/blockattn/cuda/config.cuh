@@ -5,7 +5,8 @@
 
 /// \file
 /// What the CUDA headers need: nvcc 12.4 or newer, C++20, and devices of compute capability 8.0 or
-/// more.
+/// more. attend_blocks passes 16 KiB of kernel parameters, which takes a driver of release 530 or
+/// newer.
 
 #if !defined(__CUDACC__)
 #error "blockattn/cuda headers are compiled by nvcc: include them from a .cu file"

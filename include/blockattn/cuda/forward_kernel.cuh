@@ -105,12 +105,13 @@ class forward_cta {
 #pragma unroll 1
       for (int first = 0; first < Tuning::keys; first += Tuning::strip) {
         const std::uint32_t keys = keys_in_stage(t) + first * tile::row_bytes;
-        rows_.attend(p_.form.transform, keys, keys + key_bytes, [&](auto& scores) {
-          const tile_visibility visibility = walk.visibility(t);
-          if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
-            mask_scores(scores, walk.slices(), visibility, warp_row_, first);
-          }
-        });
+        rows_.attend([this] { return p_.form.transform; }, keys, keys + key_bytes,
+                     [&](auto& scores) {
+                       const tile_visibility visibility = walk.visibility(t);
+                       if (visibility.slice_count > 0 || visibility.tokens < Tuning::keys) {
+                         mask_scores(scores, walk.slices(), visibility, warp_row_, first);
+                       }
+                     });
       }
       if (Tuning::stages == 1 && has_next) {
         __syncthreads();

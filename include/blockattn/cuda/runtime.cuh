@@ -31,24 +31,9 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-/// True when a kernel of this translation unit that knows `wait_for_launcher` is what the current
-/// device runs: compiled for 9.0 or later, and not for a later one than the device. Code for older
-/// devices runs on newer ones too, and would not wait.
-inline bool kernels_can_wait() {
-  int device = 0;
-  int major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
-    return false;
-  }
-  for (const int architecture : {__CUDA_ARCH_LIST__}) {
-    if (900 <= architecture && architecture / 100 <= major) return true;
-  }
-  return false;
-}
-
 /// Launches a kernel that calls `wait_for_launcher`, so that its ctas may be brought to the
-/// processors before the kernel ahead has left them all (2 us on an H100).
+/// processors before the kernel ahead has left them all (2 us on an H100). Where the code that runs
+/// was compiled for devices before 9.0, and so would not wait, it starts in order.
 template <class Parameters>
 void launch_behind(const char* function,
                    void (*kernel)(Parameters),
@@ -57,6 +42,8 @@ void launch_behind(const char* function,
                    int shared_bytes,
                    cudaStream_t stream,
                    const Parameters& parameters) {
+  cudaFuncAttributes code{};
+  require_success(cudaFuncGetAttributes(&code, kernel), function, "looking at a kernel");
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -66,7 +53,7 @@ void launch_behind(const char* function,
   config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = kernels_can_wait() ? 1 : 0;
+  config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;
   require_success(cudaLaunchKernelEx(&config, kernel, parameters), function, "a launch");
 }
 

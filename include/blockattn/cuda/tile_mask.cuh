@@ -28,6 +28,21 @@ __device__ __forceinline__ std::uint32_t bits_below(int count) {
   return count <= 0 ? 0U : (1U << count) - 1U;
 }
 
+/// Sets the scores of a row's columns that have no bit in `visible` to -inf.
+template <int RowTiles, int KeyTiles, int Words>
+__device__ __forceinline__ void hide_unseen(float (&scores)[RowTiles][KeyTiles][4],
+                                            int half,
+                                            const std::uint32_t (&visible)[Words]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int tile = 0; tile < KeyTiles; ++tile) {
+    const std::uint32_t bits = visible[tile / 4] >> (2 * (lane % 4));
+    float(&row_scores)[4] = scores[half / 2][tile];
+    if ((bits >> (8 * (tile % 4)) & 1U) == 0) row_scores[2 * (half % 2)] = -INFINITY;
+    if ((bits >> (8 * (tile % 4)) & 2U) == 0) row_scores[2 * (half % 2) + 1] = -INFINITY;
+  }
+}
+
 /// Sets the scores of hidden pairs to -inf, in the accumulators of one warp whose first row and
 /// column are `first_row` and `first_column` of the tile.
 /// A row's visible columns are intervals, one for each slice, gathered as bits, so that any mask
@@ -60,13 +75,7 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
         visible[word] |= bits_below(end - 32 * word) & ~bits_below(begin - 32 * word);
       }
     }
-#pragma unroll
-    for (int tile = 0; tile < KeyTiles; ++tile) {
-      const std::uint32_t bits = visible[tile / 4] >> (2 * (lane % 4));
-      float(&row_scores)[4] = scores[half / 2][tile];
-      if ((bits >> (8 * (tile % 4)) & 1U) == 0) row_scores[2 * (half % 2)] = -INFINITY;
-      if ((bits >> (8 * (tile % 4)) & 2U) == 0) row_scores[2 * (half % 2) + 1] = -INFINITY;
-    }
+    hide_unseen(scores, half, visible);
   }
 }
 
@@ -74,16 +83,14 @@ __device__ __forceinline__ void mask_scores(float (&scores)[RowTiles][KeyTiles][
 template <int RowTiles, int KeyTiles, class EndOf>
 __device__ __forceinline__ void hide_columns(float (&scores)[RowTiles][KeyTiles][4],
                                              const EndOf& end_of) {
-  const int first = static_cast<int>(threadIdx.x) % 4 * 2;
+  constexpr int words = (KeyTiles + 3) / 4;
 #pragma unroll
   for (int half = 0; half < 2 * RowTiles; ++half) {
     const int end = end_of(half);
+    std::uint32_t visible[words];
 #pragma unroll
-    for (int tile = 0; tile < KeyTiles; ++tile) {
-      float(&row_scores)[4] = scores[half / 2][tile];
-      if (8 * tile + first >= end) row_scores[2 * (half % 2)] = -INFINITY;
-      if (8 * tile + first + 1 >= end) row_scores[2 * (half % 2) + 1] = -INFINITY;
-    }
+    for (int word = 0; word < words; ++word) visible[word] = bits_below(end - 32 * word);
+    hide_unseen(scores, half, visible);
   }
 }
 

@@ -45,14 +45,16 @@ class warp_attention {
         lane_(static_cast<int>(threadIdx.x) % 32),
         query_place_(operands::left_place(lane_)) {}
 
-  /// Attends to the keys and values at two addresses. `mask(scores)` hides pairs.
-  template <class Mask>
-  __device__ __forceinline__ void attend(const score_transform& transform,
+  /// Attends to the keys and values at two addresses. `mask(scores)` hides pairs. `transform_of()`
+  /// is the score_transform, asked for when the products of keys have left registers for it.
+  template <class TransformOf, class Mask>
+  __device__ __forceinline__ void attend(const TransformOf& transform_of,
                                          std::uint32_t keys,
                                          std::uint32_t values,
                                          const Mask& mask) {
     float scores[RowTiles][KeyTiles][4];
     multiply_keys(keys, scores);
+    const score_transform transform = transform_of();
     softmax_.prepare(transform, scores);
     mask(scores);
     softmax_.take_maxima(transform, scores, values_);
