@@ -71,8 +71,8 @@ def block_attention(q, k, v, mask, *, scale=None, softcap=0.0, sink_logits=None,
     softcap * tanh(scale * q k^T / softcap).
 
     q: (tokens, query_heads, head_dim), k: (tokens, kv_heads, head_dim), v: (tokens, kv_heads, value_dim), all of one
-    type on one device: bfloat16 or float16, on the CPU also float32 and float64. Head dims are multiples of 8 up to 256
-    (gradients on CUDA: 128), query_heads is a multiple of kv_heads. Any strides are read in place where the last
+    type on one device: bfloat16, float16 or float32 (on CUDA as three products of TF32), on the CPU also float64. Head
+    dims are multiples of 8 up to 256, query_heads is a multiple of kv_heads. Any strides are read in place where the last
     dimension is contiguous, anything else is copied. `scale` defaults to head_dim ** -0.5. `sink_logits`,
     (query_heads): one more score in each softmax, which has no value.
 

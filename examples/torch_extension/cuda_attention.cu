@@ -17,8 +17,10 @@ void with_cuda_type(ba::storage_format format, const F& f) {
       return f(std::type_identity<ba::bfloat16>());
     case ba::storage_format::fp16:
       return f(std::type_identity<ba::float16>());
+    case ba::storage_format::fp32:
+      return f(std::type_identity<float>());
     default:
-      throw ba::error("block_attention: on CUDA q, k and v must be bfloat16 or float16");
+      throw ba::error("block_attention: on CUDA q, k and v must be bfloat16, float16 or float32");
   }
 }
 
@@ -53,7 +55,8 @@ std::shared_ptr<const uploaded_plan> plan_of(const block_mask& mask,
                                              const cuda_place& place,
                                              const MakePlan& make_plan) {
   return mask.once<uploaded_plan>(
-      {purpose, call.q.head_dim, call.v.head_dim, call.q.heads, place.device,
+      {purpose, static_cast<ba::index_t>(call.format), call.q.head_dim, call.v.head_dim,
+       call.q.heads, place.device,
        static_cast<ba::index_t>(reinterpret_cast<std::uintptr_t>(place.stream))},
       [&] { return upload(make_plan(), call.q.heads, allocate, place.stream); });
 }
@@ -67,7 +70,7 @@ void cuda_forward(const attention_call& call,
   with_cuda_type(call.format, [&]<class T>(std::type_identity<T>) {
     const ba::index_t head_dim = call.q.head_dim, value_dim = call.v.head_dim;
     const auto uploaded = plan_of(mask, for_forward, call, allocate, place, [&] {
-      return ba::cuda::make_tile_plan_for(mask.mask(), head_dim, value_dim);
+      return ba::cuda::make_tile_plan_for(mask.mask(), head_dim, value_dim, {}, call.format);
     });
     const auto size = ba::cuda::forward_workspace_size(uploaded->plan, head_dim, value_dim);
     const memory workspace = allocate(size);
@@ -82,7 +85,9 @@ void cuda_backward(const attention_call& call,
                    const cuda_place& place) {
   with_cuda_type(call.format, [&]<class T>(std::type_identity<T>) {
     const auto uploaded = plan_of(mask, for_backward, call, allocate, place, [&] {
-      return ba::make_tile_plan(mask.mask(), ba::cuda::backward_tile_shape(), {.transposed = true});
+      const auto shape =
+          ba::cuda::backward_tile_shape(call.q.head_dim, call.v.head_dim, call.format);
+      return ba::make_tile_plan(mask.mask(), shape, {.transposed = true});
     });
     const auto size = ba::cuda::backward_workspace_size(uploaded->plan);
     const memory workspace = allocate(size);

@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(row_threads)
     const int column = begin + row.lane * chunk_size;
     const int values = row.inside ? min(chunk_size, p.value_dim - column) : 0;
     float sums[chunk_size] = {};
+#pragma unroll 2  // with 4, sm_100 spills
     for (int s = 0; s < count; ++s) {
       const float share = shares.share(s);
       if (share != 0 && values > 0) {  // true for NaN; o of weight 0 may hold anything
