@@ -90,25 +90,46 @@ run_test() {
   "$1" >"$1.log" 2>&1 || { cat "$1.log"; return 1; }
   echo "$(basename "$1"): $(tail -n 2 "$1.log" | head -n 1)"
 }
+run_extension() {
+  local log=$build/torch_extension.log
+  CPATH=${prefix:+$(realpath "$prefix")/include}${CPATH:+:$CPATH} examples/torch_extension/run.sh >"$log" 2>&1 || {
+    cat "$log"
+    return 1
+  }
+  echo "torch_extension: $(tail -n 1 "$log")"
+}
 for test in "${tests[@]}"; do start run_test "$test"; done
+has_torch=
+if python3 -c 'import torch' 2>/dev/null; then has_torch=yes; fi
+if [ -n "$has_torch" ]; then start run_extension; fi
 finish
 echo "== example 04_cuda_forward_backward"
 "$build/04_cuda_forward_backward"
 
 if [ -z "$quick" ]; then
-  for tool in memcheck racecheck; do
-    echo "== compute-sanitizer $tool"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_test" "cuda::forward equals the reference when it cuts rows of tiles"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/forward_contract_test" "cuda 1. keys that no row sees may hold anything"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/backward_test" "cuda::backward equals the reference over several blocks and heads"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/attend_blocks_test" "cuda::attend_blocks cuts many pages under different shifts"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/distillation_loss_test" "cuda::distillation_loss equals the reference where shared memory holds part of a row"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/token_weights_test" "cuda::token_weights need no scores where all are alike, and no ignored"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_test" "cuda::merge takes any number of states"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/merge_backward_test" "cuda::merge_backward leaves out what is not wanted, and gives the same bits each time"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/rotate_test" "cuda::reposition turns without the magnitude, by one delta or by one for each token"
-    compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/scatter_rows_test" "cuda: the adjoints of scatter_rows and gather_rows equal the CPU's"
-  done
+  echo "== compute-sanitizer"
+  sanitize() {  # a test, one of its cases
+    local tool log
+    for tool in memcheck racecheck; do
+      log=$build/$1.$tool.log
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/$1" "$2" >"$log" 2>&1 || {
+        cat "$log"
+        return 1
+      }
+      echo "$1, $2: $(grep 'SUMMARY' "$log")"
+    done
+  }
+  start sanitize forward_test "cuda::forward equals the reference when it cuts rows of tiles"
+  start sanitize forward_contract_test "cuda 1. keys that no row sees may hold anything"
+  start sanitize backward_test "cuda::backward equals the reference over several blocks and heads"
+  start sanitize attend_blocks_test "cuda::attend_blocks over a few blocks and pages"
+  start sanitize distillation_loss_test "cuda::distillation_loss equals the reference where shared memory holds part of a row"
+  start sanitize token_weights_test "cuda::token_weights need no scores where all are alike, and no ignored"
+  start sanitize merge_test "cuda::merge takes any number of states"
+  start sanitize merge_backward_test "cuda::merge_backward leaves out what is not wanted, and gives the same bits each time"
+  start sanitize rotate_test "cuda::reposition turns without the magnitude, by one delta or by one for each token"
+  start sanitize scatter_rows_test "cuda: the adjoints of scatter_rows and gather_rows equal the CPU's"
+  finish
 fi
 
 echo "== figures"
@@ -116,13 +137,4 @@ echo "== figures"
 "$build/attend_benchmark"
 "$build/distill_benchmark"
 "$build/rows_benchmark"
-if python3 -c 'import torch' 2>/dev/null; then
-  python3 benchmarks/cuda/peers.py
-
-  echo "== PyTorch extension"
-  if [ -n "$prefix" ]; then
-    CPATH=$(realpath "$prefix")/include${CPATH:+:$CPATH}
-    export CPATH
-  fi
-  examples/torch_extension/run.sh
-fi
+if [ -n "$has_torch" ]; then python3 benchmarks/cuda/peers.py; fi

@@ -28,6 +28,13 @@ namespace {
 
 using maybe_tensor = std::optional<at::Tensor>;
 
+/// Raises ValueError with a sentence. TORCH_CHECK_VALUE would do, but it walks the stack with an
+/// unwinder of its own, which crashed in a build by another compiler.
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) throw py::value_error(c10::str(parts...));
+}
+
 ba::storage_format format_of(at::ScalarType type) {
   switch (type) {
     case at::kDouble:
@@ -39,8 +46,8 @@ ba::storage_format format_of(at::ScalarType type) {
     case at::kHalf:
       return ba::storage_format::fp16;
     default:
-      TORCH_CHECK_VALUE(false, "block_attention: q, k and v are ", type,
-                        ", must be Double, Float, BFloat16 or Half");
+      throw py::value_error(c10::str("block_attention: q, k and v are ", type,
+                                     ", must be Double, Float, BFloat16 or Half"));
   }
 }
 
@@ -54,14 +61,14 @@ void check(const char* name,
            std::int64_t dimensions,
            at::ScalarType type,
            const at::Tensor& q) {
-  TORCH_CHECK_VALUE(t.dim() == dimensions, "block_attention: ", name, " has ", t.dim(),
-                    " dimensions, must have ", dimensions);
-  TORCH_CHECK_VALUE(t.scalar_type() == type, "block_attention: ", name, " is ", t.scalar_type(),
-                    ", must be ", type, " as q is ", q.scalar_type());
-  TORCH_CHECK_VALUE(t.device() == q.device(), "block_attention: ", name, " is on ", t.device(),
-                    " but q is on ", q.device());
-  TORCH_CHECK_VALUE(t.numel() == 0 || t.stride(-1) == 1, "block_attention: the last dimension of ",
-                    name, " has stride ", t.stride(-1), ", must be contiguous");
+  require(t.dim() == dimensions, "block_attention: ", name, " has ", t.dim(),
+          " dimensions, must have ", dimensions);
+  require(t.scalar_type() == type, "block_attention: ", name, " is ", t.scalar_type(), ", must be ",
+          type, " as q is ", q.scalar_type());
+  require(t.device() == q.device(), "block_attention: ", name, " is on ", t.device(),
+          " but q is on ", q.device());
+  require(t.numel() == 0 || t.stride(-1) == 1, "block_attention: the last dimension of ", name,
+          " has stride ", t.stride(-1), ", must be contiguous");
 }
 
 any_tensor view_of(const at::Tensor& t) {
@@ -83,8 +90,8 @@ attention_call call_of(const at::Tensor& q,
   check("v", v, 3, q.scalar_type(), q);
   if (sink_logits) {
     check("sink_logits", *sink_logits, 1, accumulator_of(q), q);
-    TORCH_CHECK_VALUE(sink_logits->size(0) == q.size(1), "block_attention: ", sink_logits->size(0),
-                      " sink_logits for ", q.size(1), " query heads");
+    require(sink_logits->size(0) == q.size(1), "block_attention: ", sink_logits->size(0),
+            " sink_logits for ", q.size(1), " query heads");
   }
   return {.format = format,
           .options = {.scale = scale, .softcap = softcap},
@@ -105,15 +112,14 @@ void run(direction way, const attention_call& call, const block_mask& mask, cons
   };
   if (q.is_cpu())
     return (way == direction::forward ? cpu_forward : cpu_backward)(call, mask, allocate);
-  TORCH_CHECK_VALUE(q.is_cuda(), "block_attention: q is on ", q.device(),
-                    ", must be on cpu or cuda");
+  require(q.is_cuda(), "block_attention: q is on ", q.device(), ", must be on cpu or cuda");
 #ifdef BLOCK_ATTENTION_CUDA
   const c10::DeviceGuard guard(q.device());
   const cuda_place place = {q.device().index(),
                             c10::cuda::getCurrentCUDAStream(q.device().index()).stream()};
   (way == direction::forward ? cuda_forward : cuda_backward)(call, mask, allocate, place);
 #else
-  TORCH_CHECK_VALUE(false, "block_attention: q is on ", q.device(), " but this build has no CUDA");
+  require(false, "block_attention: q is on ", q.device(), " but this build has no CUDA");
 #endif
 }
 
@@ -185,7 +191,8 @@ Enum named(const char* argument,
     if (choice == name) return value;
     names.append(names.empty() ? "" : ", ").append(choice);
   }
-  TORCH_CHECK_VALUE(false, "block_attention: ", argument, " is ", name, ", must be one of ", names);
+  throw py::value_error(
+      c10::str("block_attention: ", argument, " is ", name, ", must be one of ", names));
 }
 
 ba::sink_visibility visibility_named(std::string_view name) {

@@ -88,6 +88,23 @@ TEST_CASE("cuda::attend_blocks with nothing to do or nothing to see", "[attend_b
   check_cases<bfloat16, bfloat16>(attend_empty());
 }
 
+TEST_CASE("cuda::attend_blocks over a few blocks and pages", "[attend_blocks]") {
+  if (skips_without_device()) return;
+  for (const index_t queries : {1, 40}) {
+    attend_case c{.seed = test_seed(8700),
+                  .query_tokens = queries,
+                  .query_heads = 4,
+                  .kv_heads = 1,
+                  .head_dim = 128,
+                  .value_dim = 128,
+                  .sequences = {{.queries = {0, queries},
+                                 .segments = {{.keys = 700}, {.keys = 40, .query_shift = -9}},
+                                 .tail = {.keys = queries}}}};
+    for (int page = 0; page < 9; ++page) c.sequences[0].segments.push_back({.keys = 16});
+    check_case<bfloat16, bfloat16>(c);
+  }
+}
+
 TEST_CASE("cuda::attend_blocks cuts many pages under different shifts", "[attend_blocks]") {
   if (skips_without_device()) return;
   for (const index_t queries : {1, 3, 40, 70}) {

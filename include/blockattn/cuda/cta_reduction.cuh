@@ -4,18 +4,18 @@
 #include <blockattn/cuda/config.cuh>
 
 /// \file
-/// Reductions over a cta of `row_threads` threads. All threads take part and get the same bits; the
-/// order of additions depends on nothing.
+/// Reductions over a cta of `token_threads` threads. All threads take part and get the same bits;
+/// the order of additions depends on nothing.
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// Threads of a cta that works on one row of logits.
-inline constexpr int row_threads = 512;
+inline constexpr int token_threads = 512;
 
 /// Each of N values becomes `combine` of those of all threads; `combine` is commutative.
 template <int N, class T, class Combine>
 __device__ __forceinline__ void reduce_over_cta(T (&values)[N], const Combine& combine) {
-  constexpr int warps = row_threads / 32;
+  constexpr int warps = token_threads / 32;
   static_assert((warps & (warps - 1)) == 0 && warps <= 32);
   __shared__ T of_warps[N][warps];
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -10,7 +10,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// l_t of one token and its row of the gradient; one cta for each token. Row is a divergence.
 template <class Row, class Pieces>
-__global__ void __launch_bounds__(row_threads, 2)
+__global__ void __launch_bounds__(token_threads, 2)
     distillation_kernel(const __grid_constant__ distillation_parameters p) {
   extern __shared__ __align__(16) unsigned char row_memory[];
   struct factors {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(row_threads, 2)
 }
 
 /// The sum of the weights, in an order that depends on their number alone. One cta.
-template <int Threads = row_threads>
+template <int Threads = token_threads>
 __global__ void __launch_bounds__(Threads)
     sum_weights_kernel(device_weights weights, index_t tokens, double* total) {
   double sum[1] = {0};
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(Threads)
 }
 
 /// The sum of the weighted losses by the total weight, 0 without weight. One cta.
-template <int Threads = row_threads>
+template <int Threads = token_threads>
 __global__ void __launch_bounds__(Threads) mean_loss_kernel(const double* weighted_losses,
                                                             index_t tokens,
                                                             double given_total_weight,

@@ -50,7 +50,7 @@ T* data_of(std::span<T> values) {
   return values.empty() ? nullptr : values.data();
 }
 template <class T>
-device_rows device_rows_of(const logits_view<T>& view) {
+logits_rows logits_rows_of(const logits_view<T>& view) {
   return {const_cast<void*>(static_cast<const void*>(view.data)), view.token_stride};
 }
 
@@ -86,9 +86,9 @@ distillation_parameters distillation_parameters_of(
   const double factor =
       options.temperature_factor == temperature_factor::squared ? temperature * temperature : 1;
   distillation_parameters p{};
-  p.teacher = device_rows_of(arguments.teacher);
-  p.student = device_rows_of(arguments.student);
-  p.d_student = device_rows_of(arguments.d_student);
+  p.teacher = logits_rows_of(arguments.teacher);
+  p.student = logits_rows_of(arguments.student);
+  p.d_student = logits_rows_of(arguments.d_student);
   p.weights = {data_of(arguments.weights), data_of(arguments.ignored)};
   p.labels = options.label_weight > 0 ? data_of(arguments.labels) : nullptr;
   p.ids = data_of(arguments.top_k.ids);
@@ -149,7 +149,7 @@ void launch_rows(const char* function,
   require_success(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        cudaSharedmemCarveoutMaxShared),
                   function, "preferring shared memory");
-  kernel<<<static_cast<unsigned>(tokens), row_threads, shared_bytes, stream>>>(p);
+  kernel<<<static_cast<unsigned>(tokens), token_threads, shared_bytes, stream>>>(p);
   require_success(cudaGetLastError(), function, "the launch");
 }
 
@@ -218,7 +218,7 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
   const auto p = detail::distillation_parameters_of(arguments, options, workspace);
   if (p.given_total_weight == 0) {
     detail::sum_weights_kernel<>
-        <<<1, detail::row_threads, 0, stream>>>(p.weights, tokens, p.total_weight);
+        <<<1, detail::token_threads, 0, stream>>>(p.weights, tokens, p.total_weight);
     detail::require_success(cudaGetLastError(), function, "the launch of the weights' sum");
   }
   if (tokens > 0) {
@@ -228,7 +228,7 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
                                                                           stream);
   }
   if (loss == nullptr) return;
-  detail::mean_loss_kernel<><<<1, detail::row_threads, 0, stream>>>(
+  detail::mean_loss_kernel<><<<1, detail::token_threads, 0, stream>>>(
       p.weighted_losses, tokens, p.given_total_weight, p.total_weight, loss);
   detail::require_success(cudaGetLastError(), function, "the launch of the losses' sum");
 }

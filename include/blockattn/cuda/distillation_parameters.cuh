@@ -9,7 +9,7 @@
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
 /// A matrix of logits or of their gradients on the device, of a type that its kernel knows.
-struct device_rows {
+struct logits_rows {
   void* data;  ///< null: absent
   index_t token_stride;
 
@@ -31,7 +31,7 @@ struct device_weights {
 };
 
 struct distillation_parameters {
-  device_rows teacher, student, d_student;
+  logits_rows teacher, student, d_student;
   device_weights weights;
   const std::int32_t* labels;      ///< null: labels weigh nothing
   const std::int32_t* ids;         ///< (tokens, k), of a top-k teacher

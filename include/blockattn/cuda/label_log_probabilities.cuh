@@ -10,8 +10,8 @@ namespace detail {
 
 /// log softmax(row)[label] of one token; one cta for each token.
 template <class Pieces>
-__global__ void __launch_bounds__(row_threads, 2)
-    label_log_probability_kernel(device_rows logits,
+__global__ void __launch_bounds__(token_threads, 2)
+    label_log_probability_kernel(logits_rows logits,
                                  int vocabulary,
                                  const std::int32_t* labels,
                                  exponent_scale scale,
@@ -62,8 +62,8 @@ void label_log_probabilities(const label_log_probability_arguments<Logit>& argum
   if (logits.tokens == 0) return;
   using stored = detail::stored_type<format_of<Logit>>;
   detail::label_log_probability_kernel<detail::row_pieces<detail::absent_values, stored, stored>>
-      <<<static_cast<unsigned>(logits.tokens), detail::row_threads, 0, stream>>>(
-          detail::device_rows_of(logits), static_cast<int>(logits.vocabulary),
+      <<<static_cast<unsigned>(logits.tokens), detail::token_threads, 0, stream>>>(
+          detail::logits_rows_of(logits), static_cast<int>(logits.vocabulary),
           arguments.labels.data(), detail::exponent_scale_of(1),
           arguments.log_probabilities.data());
   detail::require_success(cudaGetLastError(), function, "the launch");

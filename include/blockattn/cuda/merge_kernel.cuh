@@ -29,7 +29,9 @@ __global__ void __launch_bounds__(row_threads)
     const int column = begin + row.lane * chunk_size;
     const int values = row.inside ? min(chunk_size, p.value_dim - column) : 0;
     float sums[chunk_size] = {};
-#pragma unroll 2  // with 4, sm_100 spills
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#pragma unroll 2  // what ptxas chooses spills there; on older devices 2 does
+#endif
     for (int s = 0; s < count; ++s) {
       const float share = shares.share(s);
       if (share != 0 && values > 0) {  // true for NaN; o of weight 0 may hold anything

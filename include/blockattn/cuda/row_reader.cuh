@@ -23,7 +23,7 @@ template <class Teacher,
           int Width = tokens_of_16_bytes<Teacher, Student, Gradient>>
 struct row_pieces {
   static constexpr int width = Width;
-  static constexpr int tile = width * row_threads;
+  static constexpr int tile = width * token_threads;
   using teacher_type = Teacher;
   using student_type = Student;
   using gradient_type = Gradient;
@@ -31,7 +31,7 @@ struct row_pieces {
   using student_piece = stored_piece<Student, width>;
   using gradient_piece = stored_piece<Gradient, width>;
   /// Bytes of a tile in shared memory.
-  static constexpr int tile_bytes = row_threads * (teacher_piece::bytes + student_piece::bytes);
+  static constexpr int tile_bytes = token_threads * (teacher_piece::bytes + student_piece::bytes);
 };
 
 /// Walks one cta over one row of teacher and student, several times. A thread meets the same tokens
@@ -39,7 +39,7 @@ struct row_pieces {
 /// gradient that it writes over logits it has read.
 ///
 /// Threads take neighbouring tokens by vector accesses when the rows of teacher and student begin
-/// at multiples of those, else every row_threads'th token, which keeps single accesses of a warp
+/// at multiples of those, else every token_threads'th token, which keeps single accesses of a warp
 /// together. The gradient has no say in it: whether and where it is written, sums have the same
 /// bits.
 template <class Pieces>
@@ -89,7 +89,7 @@ class row_reader {
     const bool scattered =
         misaligned(teacher, teacher_piece::bytes) || misaligned(student, student_piece::bytes);
     writes_pieces_ = !scattered && !misaligned(gradient, Pieces::gradient_piece::bytes);
-    step_ = scattered ? row_threads : 1;
+    step_ = scattered ? token_threads : 1;
     first_ = static_cast<int>(threadIdx.x) * (scattered ? 1 : width);
   }
 
@@ -150,14 +150,14 @@ class row_reader {
   __device__ __forceinline__ int count_of(int tile) const {
     const int left = vocabulary_ - first_of(tile);
     return step_ == 1 ? min(max(left, 0), width)
-                      : min((max(left, 0) + row_threads - 1) / row_threads, width);
+                      : min((max(left, 0) + token_threads - 1) / token_threads, width);
   }
   __device__ __forceinline__ unsigned char* kept_student(int tile) const {
     return memory_ + tile * Pieces::tile_bytes;
   }
   __device__ __forceinline__ unsigned char* kept_teacher(int tile) const {
     constexpr int more = teacher_piece::bytes - student_piece::bytes;
-    return kept_student(tile) + row_threads * student_piece::bytes +
+    return kept_student(tile) + token_threads * student_piece::bytes +
            static_cast<int>(threadIdx.x) * more;
   }
 

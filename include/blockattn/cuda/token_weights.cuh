@@ -24,7 +24,7 @@ inline void token_weights(const token_weight_arguments<float>& arguments,
                              tokens, " tokens, on a device they are at most ",
                              std::numeric_limits<std::int32_t>::max());
   if (tokens == 0) return;
-  detail::token_weights_kernel<><<<1, detail::row_threads, 0, stream>>>(
+  detail::token_weights_kernel<><<<1, detail::token_threads, 0, stream>>>(
       {.scores = arguments.scores.data(),
        .ignored = arguments.ignored.empty() ? nullptr : arguments.ignored.data(),
        .weights = arguments.weights.data(),

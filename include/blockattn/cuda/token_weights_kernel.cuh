@@ -27,7 +27,7 @@ struct token_weights_parameters {
 /// Calls visit(token) for this thread's share of the tokens.
 template <class Visit>
 __device__ __forceinline__ void for_each_token(index_t tokens, const Visit& visit) {
-  for (index_t token = threadIdx.x; token < tokens; token += row_threads) visit(token);
+  for (index_t token = threadIdx.x; token < tokens; token += token_threads) visit(token);
 }
 
 /// Which tokens have the `kept` largest scores: those above a key, and of those that equal it the
@@ -44,7 +44,7 @@ __device__ __forceinline__ key_threshold find_threshold(const token_weights_para
   __shared__ key_threshold found;
   key_threshold threshold{0, kept};
   for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = static_cast<int>(threadIdx.x); i < 256; i += row_threads) counts[i] = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < 256; i += token_threads) counts[i] = 0;
     __syncthreads();
     const std::uint32_t above = shift == 24 ? 0 : 0xffffffffU << (shift + 8);
     for_each_token(p.tokens, [&](index_t token) {
@@ -67,11 +67,11 @@ __device__ __forceinline__ key_threshold find_threshold(const token_weights_para
 /// Weight 1 for the tokens at or above a threshold, 0 for the others.
 __device__ __forceinline__ void keep_largest(const token_weights_parameters& p,
                                              const key_threshold& threshold) {
-  constexpr int warps = row_threads / 32;
+  constexpr int warps = token_threads / 32;
   __shared__ int of_warps[warps];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   index_t equals_before = 0;  // among the tokens of earlier rounds
-  for (index_t begin = 0; begin < p.tokens; begin += row_threads) {
+  for (index_t begin = 0; begin < p.tokens; begin += token_threads) {
     const index_t token = begin + threadIdx.x;
     const bool counts = token < p.tokens && p.counts(token);
     const std::uint32_t key = counts ? p.key(token) : 0;
@@ -94,10 +94,10 @@ __device__ __forceinline__ void keep_largest(const token_weights_parameters& p,
 
 /// What blockattn::token_weights computes, with the same roundings; sums are fp64 in an order that
 /// depends on the number of tokens alone. One cta.
-template <int Threads = row_threads>
+template <int Threads = token_threads>
 __global__ void __launch_bounds__(Threads)
     token_weights_kernel(const __grid_constant__ token_weights_parameters p) {
-  static_assert(Threads == row_threads);
+  static_assert(Threads == token_threads);
   double counted[1] = {0};
   for_each_token(p.tokens, [&](index_t token) { counted[0] += p.counts(token) ? 1 : 0; });
   sum_over_cta(counted);

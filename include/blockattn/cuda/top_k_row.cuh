@@ -39,7 +39,7 @@ class top_k_row {
       also(piece);
     });
     all_ = rest_;
-    for (int j = thread(); j < p_.k; j += row_threads) {
+    for (int j = thread(); j < p_.k; j += token_threads) {
       const float logit = student_logit(j);
       all_.raise(logit, p_.scale);
       all_.total += exp2_approximate(p_.scale.exponent(logit, all_.reference));
@@ -50,7 +50,7 @@ class top_k_row {
     log2_total_ = log2f(all_.total);
     log2_rest_mass_ = teacher_rest();
     float sums[3] = {0, 0, 0};  // of p, the divergence by ln 2, q slope
-    for (int j = thread(); j < p_.k; j += row_threads) add(listed(j), sums);
+    for (int j = thread(); j < p_.k; j += token_threads) add(listed(j), sums);
     if (thread() == 0 && rest_.total > 0) add(rest(), sums);
     sum_over_cta(sums);
     teacher_mass_ = sums[0];
@@ -81,7 +81,7 @@ class top_k_row {
   /// that nobody has overwritten yet.
   template <class Visit>
   __device__ __forceinline__ void for_each_listed(const factors& f, const Visit& visit) const {
-    for (int j = thread(); j < p_.k; j += row_threads) {
+    for (int j = thread(); j < p_.k; j += token_threads) {
       if (!is_token(id(j))) continue;
       visit(id(j), student_logit(j), gradient_of(listed(j), f));
     }
@@ -103,9 +103,9 @@ class top_k_row {
   }
 
   __device__ __forceinline__ void fill_bitmap() const {
-    for (int i = thread(); i < bitmap_words(p_.vocabulary); i += row_threads) bitmap_[i] = 0;
+    for (int i = thread(); i < bitmap_words(p_.vocabulary); i += token_threads) bitmap_[i] = 0;
     __syncthreads();
-    for (int j = thread(); j < p_.k; j += row_threads) {
+    for (int j = thread(); j < p_.k; j += token_threads) {
       if (is_token(id(j))) atomicOr(bitmap_ + id(j) / 32, 1U << id(j) % 32);
     }
     __syncthreads();
@@ -116,7 +116,7 @@ class top_k_row {
     if (p_.rest_mass != nullptr) return log2f(fmaxf(p_.rest_mass[token_], 0x1p-126F));
     double listed[1] = {0};  // fp64, because of the difference
 #pragma unroll 1             // whose functions take many registers
-    for (int j = thread(); j < p_.k; j += row_threads)
+    for (int j = thread(); j < p_.k; j += token_threads)
       listed[0] += exp(static_cast<double>(p_.log_probabilities[first() + j]));
     sum_over_cta(listed);
     return log2f(fmaxf(static_cast<float>(1 - listed[0]), 0x1p-23F));
