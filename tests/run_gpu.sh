@@ -108,11 +108,11 @@ echo "== example 04_cuda_forward_backward"
 
 if [ -z "$quick" ]; then
   echo "== compute-sanitizer"
-  sanitize() {  # a test, one of its cases
+  sanitize() {  # a test, one of its cases, in which a comma is no separator
     local tool log
     for tool in memcheck racecheck; do
       log=$build/$1.$tool.log
-      compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/$1" "$2" >"$log" 2>&1 || {
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$build/$1" "${2//,/\\,}" >"$log" 2>&1 || {
         cat "$log"
         return 1
       }

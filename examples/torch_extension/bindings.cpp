@@ -28,8 +28,7 @@ namespace {
 
 using maybe_tensor = std::optional<at::Tensor>;
 
-/// Raises ValueError with a sentence. TORCH_CHECK_VALUE would do, but it walks the stack with an
-/// unwinder of its own, which crashed in a build by another compiler.
+/// Raises ValueError with a sentence. TORCH_CHECK_VALUE does too, but walks the stack first.
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) throw py::value_error(c10::str(parts...));

@@ -4,16 +4,16 @@
 # Builds block_attention for a python3 that can import torch, in build/torch_extension, and runs its tests. Where
 # python3 cannot, torch goes into an environment of its own, build/torch: 3 GB to download, 5.4 GB on the disk.
 #   examples/torch_extension/run.sh [--smoke] [arguments for unittest...]
-# With --smoke the download has two minutes, after which the example is skipped.
+# With --smoke nothing is downloaded: without torch the example is skipped.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 source "$root/cmake/prepare.sh"
 build=$root/build
-patience=infinity
+smoke=
 if [ "${1-}" = --smoke ]; then
-  patience=120
+  smoke=yes
   shift
 fi
 
@@ -22,18 +22,14 @@ python=python3
 if ! finds_torch "$python"; then
   python=$build/torch/bin/python
   if ! finds_torch "$python"; then
+    if [ -n "$smoke" ]; then
+      echo "skipped: python3 cannot import torch"
+      exit 0
+    fi
     echo "python3 cannot import torch: installing it in $build/torch"
     python3 -c 'import ensurepip' 2>/dev/null || install_missing python3-venv
     python3 -m venv --clear "$build/torch"
-    status=0
-    timeout "$patience" "$python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
-      torch setuptools || status=$?
-    if [ "$status" -eq 124 ]; then
-      echo "skipped: torch was not installed within $patience seconds"
-      rm -rf "$build/torch"
-      exit 0
-    fi
-    [ "$status" -eq 0 ]
+    "$python" -m pip install --quiet --no-cache-dir --disable-pip-version-check torch setuptools
   fi
 fi
 
