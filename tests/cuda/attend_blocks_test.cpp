@@ -140,6 +140,8 @@ TEST_CASE("cuda::attend_blocks refuses bad calls before it enqueues", "[attend_b
                     contains("cuda::attend_blocks: workspace has "));
   CHECK_THROWS_WITH(refused_attend(arguments, tensors.options(), 0, 1),
                     contains("cuda::attend_blocks: staging has "));
+  CHECK_THROWS_WITH(refused_attend(arguments, tensors.options(), 0, 0, 8),
+                    contains("cuda::attend_blocks: staging is 8 bytes past a multiple of 16"));
   CHECK_THROWS_WITH(refused_attend(arguments, {.softcap = -1}), contains("options.softcap is -1"));
   auto with_dims = arguments;
   with_dims.q.head_dim = 12;

@@ -79,14 +79,18 @@ template void attend_on_device(const attend_arguments<float16>&, const attend_op
 void refused_attend(const attend_arguments<bfloat16>& arguments,
                     const attend_options& options,
                     index_t missing_workspace,
-                    index_t missing_staging) {
+                    index_t missing_staging,
+                    index_t staging_offset) {
   const cuda::attend_sizes sizes = cuda::attend_memory(arguments, options);
-  std::vector<std::byte> staging(static_cast<std::size_t>(sizes.staging - missing_staging));
+  const workspace_buffer staging(sizes.staging + staging_offset);
   // No byte of it is touched by a call that is refused.
   auto* const nowhere = reinterpret_cast<std::byte*>(std::uintptr_t{4096});
   const std::span workspace(nowhere, static_cast<std::size_t>(sizes.workspace - missing_workspace));
-  if (missing_workspace > 0 || missing_staging > 0) {
-    cuda::attend_blocks(arguments, options, workspace, staging, nullptr);
+  if (missing_workspace > 0 || missing_staging > 0 || staging_offset > 0) {
+    const auto bytes = static_cast<std::size_t>(sizes.staging - missing_staging);
+    cuda::attend_blocks(arguments, options, workspace,
+                        staging.bytes().subspan(static_cast<std::size_t>(staging_offset), bytes),
+                        nullptr);
   }
 }
 

@@ -12,11 +12,12 @@ namespace blockattn_test {
 template <class T, class O>
 void attend_on_device(const attend_arguments<T, T, T, O>& arguments, const attend_options& options);
 
-/// The same call where it refuses: `missing_workspace` and `missing_staging` bytes too few. Throws
-/// what it throws.
+/// The same call where it refuses: `missing_workspace` and `missing_staging` bytes too few, staging
+/// `staging_offset` bytes past an aligned address. Throws what it throws.
 void refused_attend(const attend_arguments<bfloat16>& arguments,
                     const attend_options& options,
                     index_t missing_workspace = 0,
-                    index_t missing_staging = 0);
+                    index_t missing_staging = 0,
+                    index_t staging_offset = 0);
 
 }  // namespace blockattn_test

@@ -160,14 +160,22 @@ template void cuda_backend::backward(
     const head_masks&,
     const attention_options&) const;
 
+namespace {
+
+/// A plan that no device has: enough for a call that is refused.
+cuda::device_plan plan_nowhere(const plan_set& plans, index_t query_heads) {
+  const cuda::detail::plan_packer packer(plans, query_heads);
+  return cuda::detail::device_plan_access::describe(packer, plans, query_heads, nullptr);
+}
+
+}  // namespace
+
 template <class T>
 void refused_backward(const backward_arguments<T>& arguments,
                       const plan_set& plans,
                       index_t query_heads,
                       const attention_options& options) {
-  const cuda::detail::plan_packer packer(plans, query_heads);
-  const cuda::device_plan plan =
-      cuda::detail::device_plan_access::describe(packer, plans, query_heads, nullptr);
+  const cuda::device_plan plan = plan_nowhere(plans, query_heads);
   try {
     cuda::detail::check_backward_call("", arguments, plan, options);
   } catch (const error&) {
@@ -180,9 +188,7 @@ void refused_forward(const forward_arguments<T>& arguments,
                      const plan_set& plans,
                      index_t query_heads,
                      const attention_options& options) {
-  const cuda::detail::plan_packer packer(plans, query_heads);
-  const cuda::device_plan plan =
-      cuda::detail::device_plan_access::describe(packer, plans, query_heads, nullptr);
+  const cuda::device_plan plan = plan_nowhere(plans, query_heads);
   try {
     cuda::detail::check_forward_call("", arguments, plan, options);
   } catch (const error&) {

@@ -48,7 +48,7 @@ index_t check_attend_call(const char* function,
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "o", arguments.o.head_dim);
   constexpr index_t most = index_t{1} << 30;
-  require(arguments.q.tokens * std::max<index_t>(1, arguments.q.heads) < most, function, ": q has ",
+  require(arguments.q.tokens < most / std::max<index_t>(1, arguments.q.heads), function, ": q has ",
           arguments.q.tokens, " tokens x ", arguments.q.heads, " heads, must be below 2^30");
   require(kv_heads <= 65535, function, ": ", kv_heads, " kv heads are more than a launch takes");
   const double factor = options.softcap > 0 ? options.softcap
@@ -218,9 +218,9 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   const index_t staged = detail::staging_of(packer.table_size());
   blockattn::detail::require(static_cast<index_t>(staging.size()) >= staged, function,
                              ": staging has ", staging.size(), " bytes, needs ", staged);
-  blockattn::detail::require(
-      staged == 0 || reinterpret_cast<std::uintptr_t>(staging.data()) % 16 == 0, function,
-      ": staging is not aligned to 16 bytes");
+  const auto misalignment = reinterpret_cast<std::uintptr_t>(staging.data()) % 16;
+  blockattn::detail::require(staged == 0 || misalignment == 0, function, ": staging is ",
+                             misalignment, " bytes past a multiple of 16");
   for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
     const index_t items = packer.of_class(row_class).items;
     blockattn::detail::require(items * kv_heads <= std::numeric_limits<int>::max(), function, ": ",

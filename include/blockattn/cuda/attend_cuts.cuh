@@ -57,22 +57,6 @@ class attend_cuts {
     return i + 1 == segment_count(s) ? s.tail : s.segments[static_cast<std::size_t>(i)];
   }
 
-  /// The group that begins with segment `begin`. The tail stands alone: it is causal.
-  static group_range group_from(const sequence& s, index_t begin) {
-    const segment& first = segment_of(s, begin);
-    group_range group{begin, begin + 1, first.k.tokens};
-    while (group.end < std::ssize(s.segments)) {
-      const segment& next = segment_of(s, group.end);
-      const bool joins = next.partition == first.partition &&
-                         next.query_shift == first.query_shift &&
-                         next.score_scale == first.score_scale;
-      if (!joins) break;
-      group.keys += next.k.tokens;
-      ++group.end;
-    }
-    return group;
-  }
-
   std::span<const group_range> groups_of(index_t number) const {
     const index_t begin = first_group_[static_cast<std::size_t>(number)];
     const index_t end = first_group_[static_cast<std::size_t>(number) + 1];
@@ -91,59 +75,6 @@ class attend_cuts {
                               [](auto tuning) -> index_t { return decltype(tuning)::keys; });
   }
 
- private:
-  /// Most tiles of one item of a class: for waves of as many items as run at a time, the length
-  /// with which all are done first. An item costs about two tiles more than it has.
-  index_t longest_item(int row_class) const {
-    constexpr index_t overhead = 2;
-    constexpr index_t shortest = 4;
-    struct load {
-      index_t copies;  ///< row tiles x kv heads
-      index_t tiles;
-    };
-    std::vector<load> loads;
-    index_t most = shortest;
-    index_t number = 0;
-    for (const sequence& s : sequences_) {
-      const std::span<const group_range> groups = groups_of(number++);
-      if (class_of(s) != row_class || s.queries.size() == 0) continue;
-      const index_t rows_per_tile = tile_rows(row_class);
-      const index_t copies = ceil_divide(rows_of(s), rows_per_tile) * shape_.kv_heads;
-      for_each_partition(s, groups, row_class, s.queries.size() - 1, [&](const partition& p) {
-        loads.push_back({copies, p.tiles});
-        most = std::max(most, p.tiles);
-      });
-    }
-    const auto items_of = [&loads](index_t longest) {
-      index_t items = 0;
-      for (const load& l : loads) items += l.copies * ceil_divide(l.tiles, longest);
-      return items;
-    };
-    const index_t at_a_time = with_attend_tuning(
-        shape_.columns, row_class, [](auto tuning) -> index_t { return decltype(tuning)::items; });
-    index_t best = most;
-    index_t best_cost = ceil_divide(items_of(most), at_a_time) * (most + overhead);
-    for (index_t waves = 1; waves <= 4; ++waves) {
-      index_t low = shortest;  // the least length with few enough items lies in [low, high]
-      index_t high = most;
-      while (low < high) {
-        const index_t middle = (low + high) / 2;
-        if (items_of(middle) <= waves * at_a_time) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
-      }
-      const index_t cost = ceil_divide(items_of(low), at_a_time) * (low + overhead);
-      if (cost < best_cost) {
-        best = low;
-        best_cost = cost;
-      }
-    }
-    return best;
-  }
-
- public:
   static bool is_tail(const sequence& s, const group_range& g) {
     return g.begin == std::ssize(s.segments);
   }
@@ -240,6 +171,73 @@ class attend_cuts {
   }
 
  private:
+  /// The group that begins with segment `begin`. The tail stands alone: it is causal.
+  static group_range group_from(const sequence& s, index_t begin) {
+    const segment& first = segment_of(s, begin);
+    group_range group{begin, begin + 1, first.k.tokens};
+    while (group.end < std::ssize(s.segments)) {
+      const segment& next = segment_of(s, group.end);
+      const bool joins = next.partition == first.partition &&
+                         next.query_shift == first.query_shift &&
+                         next.score_scale == first.score_scale;
+      if (!joins) break;
+      group.keys += next.k.tokens;
+      ++group.end;
+    }
+    return group;
+  }
+
+  /// Most tiles of one item of a class: for waves of as many items as run at a time, the length
+  /// with which all are done first. An item costs about two tiles more than it has.
+  index_t longest_item(int row_class) const {
+    constexpr index_t overhead = 2;
+    constexpr index_t shortest = 4;
+    struct load {
+      index_t copies;  ///< row tiles x kv heads
+      index_t tiles;
+    };
+    std::vector<load> loads;
+    index_t most = shortest;
+    index_t number = 0;
+    for (const sequence& s : sequences_) {
+      const std::span<const group_range> groups = groups_of(number++);
+      if (class_of(s) != row_class || s.queries.size() == 0) continue;
+      const index_t rows_per_tile = tile_rows(row_class);
+      const index_t copies = ceil_divide(rows_of(s), rows_per_tile) * shape_.kv_heads;
+      for_each_partition(s, groups, row_class, s.queries.size() - 1, [&](const partition& p) {
+        loads.push_back({copies, p.tiles});
+        most = std::max(most, p.tiles);
+      });
+    }
+    const auto items_of = [&loads](index_t longest) {
+      index_t items = 0;
+      for (const load& l : loads) items += l.copies * ceil_divide(l.tiles, longest);
+      return items;
+    };
+    const index_t at_a_time = with_attend_tuning(
+        shape_.columns, row_class, [](auto tuning) -> index_t { return decltype(tuning)::items; });
+    index_t best = most;
+    index_t best_cost = ceil_divide(items_of(most), at_a_time) * (most + overhead);
+    for (index_t waves = 1; waves <= 4; ++waves) {
+      index_t low = shortest;  // the least length with few enough items lies in [low, high]
+      index_t high = most;
+      while (low < high) {
+        const index_t middle = (low + high) / 2;
+        if (items_of(middle) <= waves * at_a_time) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      const index_t cost = ceil_divide(items_of(low), at_a_time) * (low + overhead);
+      if (cost < best_cost) {
+        best = low;
+        best_cost = cost;
+      }
+    }
+    return best;
+  }
+
   static constexpr std::size_t at(int row_class) { return static_cast<std::size_t>(row_class); }
 
   std::span<const sequence> sequences_;

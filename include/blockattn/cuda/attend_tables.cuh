@@ -62,8 +62,9 @@ struct table_places {
   std::int64_t segments, groups, items, splits, runs;
 };
 
-/// Everything a kernel of attend_blocks is launched with. Short tables travel with the launch: a
-/// copy before it would cost 10 us, a kernel that writes them 4 us.
+/// Everything a kernel of attend_blocks is launched with. Short tables travel with the launch: one
+/// query over 32K keys took 79 us on an H100 when they were copied before it, 67 when a kernel
+/// wrote them, 65 this way (each step held other changes too).
 struct attend_parameters {
   static constexpr int most_image_bytes = 12 * 1024;
 

@@ -32,8 +32,8 @@ __device__ __forceinline__ void let_next_start() {
 }
 
 /// Launches a kernel that calls `wait_for_launcher`, so that its ctas may be brought to the
-/// processors before the kernel ahead has left them all (2 us on an H100). Where the code that runs
-/// was compiled for devices before 9.0, and so would not wait, it starts in order.
+/// processors before the kernel ahead has left them all. Where the code that runs was compiled for
+/// devices before 9.0, and so would not wait, it starts in order.
 template <class Parameters>
 void launch_behind(const char* function,
                    void (*kernel)(Parameters),
