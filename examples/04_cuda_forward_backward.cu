@@ -98,7 +98,8 @@ int main() {
   const ba::cuda::owned_device_plan owned(plan, heads, stream);
   const auto size = static_cast<std::size_t>(
       std::max(ba::cuda::forward_workspace_size(owned.plan(), head_dim, head_dim),
-               ba::cuda::backward_workspace_size(owned.plan())));
+               ba::cuda::backward_workspace_size(owned.plan(), head_dim, head_dim,
+                                                 ba::storage_format::bf16)));
   const auto memory = allocate<std::byte>(size);
   const std::span workspace(memory.get(), size);
   ba::cuda::forward(forward(device), owned.plan(), {}, workspace, stream);

@@ -186,8 +186,6 @@ void print_backward_row(const work& w) {
   const device_memory d_q = allocate(2 * t.elements(t.queries(), w.query_heads));
   const device_memory d_k = allocate(2 * t.elements(t.keys(), w.kv_heads));
   const device_memory d_v = allocate(2 * t.elements(t.keys(), w.kv_heads));
-  const auto size = static_cast<std::size_t>(ba::cuda::backward_workspace_size(uploaded.plan));
-  const device_memory workspace = allocate(size);
   const ba::backward_arguments<bfloat16> arguments = {.q = t.query_side<const bfloat16>(t.q),
                                                       .k = t.key_side<const bfloat16>(t.k),
                                                       .v = t.key_side<const bfloat16>(t.v),
@@ -197,13 +195,24 @@ void print_backward_row(const work& w) {
                                                       .d_q = t.query_side<bfloat16>(d_q),
                                                       .d_k = t.key_side<bfloat16>(d_k),
                                                       .d_v = t.key_side<bfloat16>(d_v)};
-  const double time = milliseconds(
-      [&] { ba::cuda::backward(arguments, uploaded.plan, {}, bytes(workspace, size), nullptr); });
-  std::printf("| %-22s | %3ld | %2ld / %-2ld | %7.3f | %7.1f | %7.1f |\n", w.name.c_str(),
-              static_cast<long>(w.head_dim), static_cast<long>(w.query_heads),
-              static_cast<long>(w.kv_heads), time,
-              teraflops(w, 10, plan.statistics().visible_pairs, time),
-              teraflops(w, 14, plan.statistics().tile_area, time));
+  const auto time = [&](const ba::cuda::backward_mode& mode) {
+    const auto size = static_cast<std::size_t>(ba::cuda::backward_workspace_size(
+        uploaded.plan, w.head_dim, w.head_dim, ba::storage_format::bf16, mode));
+    const device_memory workspace = allocate(size);
+    return milliseconds([&] {
+      ba::cuda::backward(arguments, uploaded.plan, {}, bytes(workspace, size), nullptr, mode);
+    });
+  };
+  const double any_order = time({});
+  const double fixed_order = time({.deterministic = true});
+  const ba::tile_statistics& statistics = plan.statistics();
+  std::printf("| %-22s | %3ld | %2ld / %-2ld | %7.3f | %7.1f | %7.1f | %7.3f | %7.1f | %7.1f |\n",
+              w.name.c_str(), static_cast<long>(w.head_dim), static_cast<long>(w.query_heads),
+              static_cast<long>(w.kv_heads), any_order,
+              teraflops(w, 10, statistics.visible_pairs, any_order),
+              teraflops(w, 10, statistics.tile_area, any_order), fixed_order,
+              teraflops(w, 10, statistics.visible_pairs, fixed_order),
+              teraflops(w, 14, statistics.tile_area, fixed_order));
 }
 
 }  // namespace
@@ -226,9 +235,15 @@ int main() {
   for (const work& w : works()) print_forward_row(w);
   std::puts(
       "\n"
-      "| backward               |   d | heads   |      ms | visible |   tiles |\n"
-      "|                        |     |         |         | 10 flop | 14 flop |\n"
-      "|------------------------|-----|---------|---------|---------|---------|");
+      "| backward               |   d | heads   |      ms | visible |   tiles |      ms | visible "
+      "|   "
+      "tiles |\n"
+      "|                        |     |         |         | 10 flop | 10 flop | determ. | 10 flop "
+      "| "
+      "14 flop |\n"
+      "|------------------------|-----|---------|---------|---------|---------|---------|---------|"
+      "-"
+      "--------|");
   for (const work& w : works()) {
     if (w.mask.query_tokens() == w.mask.key_tokens()) print_backward_row(w);
   }

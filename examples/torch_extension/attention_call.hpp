@@ -36,6 +36,7 @@ struct attention_call {
   any_tensor d_o, d_q, d_k, d_v;  ///< backward alone has these
   void* d_lse = nullptr;          ///< null = none
   void* d_sink_logits = nullptr;  ///< null = not wanted
+  bool deterministic = false;     ///< the same bits each time, which on the CPU holds anyway
 };
 
 void cpu_forward(const attention_call& call, const block_mask& mask, const allocator& allocate);

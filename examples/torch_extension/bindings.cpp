@@ -4,6 +4,7 @@
 #include <blockattn/mask/causal_mask.hpp>
 #include <blockattn/mask/dense_mask.hpp>
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/utils/pybind.h>  // a third of the time that torch/extension.h takes to compile
@@ -168,6 +169,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, maybe_tensor> backward(
   call.d_v = view_of(d_v);
   call.d_lse = data_of(d_lse);
   call.d_sink_logits = data_of(d_sink_logits);
+  call.deterministic = at::globalContext().deterministicAlgorithms();
   run(direction::backward, call, mask, q);
   return {d_q, d_k, d_v, d_sink_logits};
 }

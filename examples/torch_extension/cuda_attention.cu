@@ -89,10 +89,12 @@ void cuda_backward(const attention_call& call,
           ba::cuda::backward_tile_shape(call.q.head_dim, call.v.head_dim, call.format);
       return ba::make_tile_plan(mask.mask(), shape, {.transposed = true});
     });
-    const auto size = ba::cuda::backward_workspace_size(uploaded->plan);
+    const ba::cuda::backward_mode mode{.deterministic = call.deterministic};
+    const auto size = ba::cuda::backward_workspace_size(uploaded->plan, call.q.head_dim,
+                                                        call.v.head_dim, call.format, mode);
     const memory workspace = allocate(size);
     ba::cuda::backward(backward_arguments_of<T>(call), uploaded->plan, call.options,
-                       {workspace.get(), static_cast<std::size_t>(size)}, place.stream);
+                       {workspace.get(), static_cast<std::size_t>(size)}, place.stream, mode);
   });
 }
 

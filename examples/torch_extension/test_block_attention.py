@@ -194,7 +194,12 @@ class EveryDevice:
             self.assertTrue((gradient[~sees] == 0).all() and gradient.isfinite().all())
         self.assertFalse((mask.loss_tokens.to(self.device) & ~sees).any())
 
+    def ask_for_same_bits(self):
+        self.addCleanup(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        torch.use_deterministic_algorithms(True)
+
     def test_same_bits(self):
+        self.ask_for_same_bits()
         mask = BlockMask.blocks([90, 60, 33])
 
         def run():
@@ -307,6 +312,7 @@ class CudaTest(EveryDevice, unittest.TestCase):
 
     def test_streams(self):
         """One mask on two streams, gone before the device is done."""
+        self.ask_for_same_bits()
         mask = BlockMask.blocks([700, 500, 300])
         inputs = random_inputs(mask, head_dim=64, device="cuda", dtype=torch.bfloat16)
         expected = block_attention(*inputs, mask)

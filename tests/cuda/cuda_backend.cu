@@ -119,9 +119,12 @@ void cuda_backend::backward(const backward_arguments<Q, Types...>& arguments,
   const tensor_image d_v(a.d_v);
   const tensor_image d_sinks(as_heads(a.d_sink_logits));
   const tile_shape shape = cuda::backward_tile_shape(a.q.head_dim, a.v.head_dim, format_of<Q>);
+  const cuda::backward_mode mode{.deterministic = deterministic};
   run_on_device(
       make_plans(masks, shape, {.transposed = true}), masks.head_to_mask, a.q.heads,
-      cuda::backward_workspace_size,
+      [&](const cuda::device_plan& plan) {
+        return cuda::backward_workspace_size(plan, a.q.head_dim, a.v.head_dim, format_of<Q>, mode);
+      },
       [&](const cuda::device_plan& plan, std::span<std::byte> workspace, cudaStream_t stream) {
         cuda::backward(
             backward_arguments<Q, Types...>{
@@ -137,7 +140,7 @@ void cuda_backend::backward(const backward_arguments<Q, Types...>& arguments,
                 .d_lse = as_lse(d_lse.view(), a.d_lse),
                 .sink_logits = {sinks.view().data, a.sink_logits.size()},
                 .d_sink_logits = {d_sinks.view().data, a.d_sink_logits.size()}},
-            plan, options, workspace, stream);
+            plan, options, workspace, stream, mode);
       });
   const auto bring_back = [](const auto&... images) { (images.bring_back(), ...); };
   bring_back(q, k, v, o, d_o, lse, d_lse, sinks, d_q, d_k, d_v, d_sinks);

@@ -30,6 +30,8 @@ inline bool skips_without_device() {
 /// fails. The tiles are those of the device, the fine ones when a case asks for an odd number of
 /// rows. Defined for q, k and v of bfloat16, float16 or float, and some mixtures.
 struct cuda_backend {
+  bool deterministic = false;  ///< of backward
+
   template <class Q, class K, class V, class O>
   void forward(const forward_arguments<Q, K, V, O>& arguments,
                const head_masks& masks,

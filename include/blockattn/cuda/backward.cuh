@@ -16,13 +16,17 @@ constexpr tile_shape backward_tile_shape() noexcept { return {64, 64}; }
 constexpr tile_shape backward_tile_shape(index_t head_dim,
                                          index_t value_dim,
                                          storage_format format) noexcept {
-  const auto shape = [](auto tuning) {
+  return detail::with_backward_tuning(head_dim, value_dim, format, [](auto tuning) {
     return tile_shape{decltype(tuning)::side, decltype(tuning)::side};
-  };
-  return format == storage_format::fp32
-             ? detail::with_backward_tuning<float>(head_dim, value_dim, shape)
-             : detail::with_backward_tuning<std::uint16_t>(head_dim, value_dim, shape);
+  });
 }
+
+/// What a caller may ask of `backward` beside its arguments.
+struct backward_mode {
+  /// The same inputs give the same bits: d_q is not added up in memory in the order in which tiles
+  /// happen to end, but by a kernel of its own that computes scores once more.
+  bool deterministic = false;
+};
 
 namespace detail {
 
@@ -66,6 +70,8 @@ void check_backward_call(const char* function,
   constexpr index_t most = std::numeric_limits<int>::max();
   const index_t rows = with_backward_tuning<stored_of<Q>>(
       a.q.head_dim, a.v.head_dim, [](auto tuning) { return decltype(tuning)::rows; });
+  require(a.q.heads <= 65535, function, ": ", a.q.heads,
+          " query heads are more than a launch takes");
   const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
   require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
           " heads are more than a launch takes");
@@ -77,7 +83,8 @@ gradient_rows as_gradient(const heads_view<T>& view) {
           .token_stride = view.token_stride,
           .head_stride = view.head_stride,
           .format = format_of<T>,
-          .head_dim = static_cast<int>(view.head_dim)};
+          .head_dim = static_cast<int>(view.head_dim),
+          .vectors = rows_are_aligned(view) ? 1 : 0};
 }
 
 template <class... Types>
@@ -118,6 +125,29 @@ backward_parameters backward_parameters_of(const backward_arguments<Types...>& a
   return p;
 }
 
+/// Where the pieces of the workspace lie.
+struct backward_workspace {
+  index_t rows, sums, size;
+  int sum_columns;  ///< of the sums of d_q; 0 when there are none
+
+  backward_workspace(const device_plan& plan,
+                     index_t head_dim,
+                     index_t value_dim,
+                     storage_format format,
+                     const backward_mode& mode)
+      : sum_columns(with_backward_tuning(head_dim, value_dim, format, [&mode](auto tuning) {
+          using tuning_type = decltype(tuning);
+          return tuning_type::sums_query_gradient && !mode.deterministic ? tuning_type::columns : 0;
+        })) {
+    const index_t padded_rows =
+        plan.query_heads() * round_up(plan.query_tokens(), backward_tile_shape().queries);
+    blockattn::detail::workspace_layout layout;
+    rows = layout.take<float2>(padded_rows);
+    sums = layout.take<float4>(padded_rows * sum_columns / 4);
+    size = layout.size();
+  }
+};
+
 /// Enqueues the kernels of a checked call.
 template <storage_format Format, class Tuning>
 void launch_backward(const char* function, const backward_parameters& p, cudaStream_t stream) {
@@ -135,25 +165,45 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
   const auto runs_of = [](int tokens) {
     return static_cast<unsigned>(round_up(tokens, Tuning::side) / Tuning::rows);
   };
-  launch(backward_rows_kernel<Format>, dim3(static_cast<unsigned>(p.padded_queries / 8), heads),
-         256, 0);
-  launch(backward_key_kernel<Format, Tuning>,
-         dim3(runs_of(p.key_tokens) * static_cast<unsigned>(p.kv_heads)), threads,
-         backward_key_cta<Format, Tuning>::shared_bytes);
-  launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens) * heads), threads,
-         backward_query_cta<Format, Tuning>::shared_bytes);
+  launch(backward_rows_kernel<Format>,
+         dim3(static_cast<unsigned>(p.padded_queries / backward_row_group::rows_per_cta), heads),
+         backward_row_group::threads, 0);
+  const auto launch_keys = [&](auto query_gradient) {
+    using query_gradient_type = decltype(query_gradient);
+    launch(backward_key_kernel<Format, Tuning, query_gradient_type>,
+           dim3(runs_of(p.key_tokens) * static_cast<unsigned>(p.kv_heads)), threads,
+           backward_key_cta<Format, Tuning, query_gradient_type>::shared_bytes);
+  };
+  bool is_summed = false;
+  if constexpr (Tuning::sums_query_gradient) {
+    is_summed = p.d_q_sums != nullptr;
+    if (is_summed) {
+      using query_gradient = query_gradient_sums<Format, Tuning>;
+      launch_keys(query_gradient{});
+      launch(round_query_gradient_kernel<Format, Tuning>,
+             dim3(static_cast<unsigned>(p.padded_queries / Tuning::side), heads),
+             query_gradient::write_threads, 0);
+    }
+  }
+  if (!is_summed) {
+    launch_keys(no_query_gradient{});
+    launch(backward_query_kernel<Format, Tuning>, dim3(runs_of(p.query_tokens) * heads), threads,
+           backward_query_cta<Format, Tuning>::shared_bytes);
+  }
   if (p.d_sink_logits != nullptr) launch(backward_sink_kernel<256>, dim3(heads), 256, 0);
 }
 
 }  // namespace detail
 
 /// Bytes of device memory that `backward` needs, aligned to workspace_alignment: 8 for each query
-/// token, rounded up to a tile, and head.
-inline index_t backward_workspace_size(const device_plan& plan) {
-  blockattn::detail::workspace_layout layout;
-  layout.take<float2>(plan.query_heads() *
-                      round_up(plan.query_tokens(), backward_tile_shape().queries));
-  return layout.size();
+/// token, rounded up to a tile, and head; unless it is deterministic, for 16-bit formats up to head
+/// dim 128, 4 more for each element of d_q, head dim rounded up to 64 or 128.
+inline index_t backward_workspace_size(const device_plan& plan,
+                                       index_t head_dim,
+                                       index_t value_dim,
+                                       storage_format format,
+                                       const backward_mode& mode = {}) {
+  return detail::backward_workspace(plan, head_dim, value_dim, format, mode).size;
 }
 
 /// The gradients of `forward` (formula: reference::backward), fused, on tensor cores:
@@ -164,33 +214,43 @@ inline index_t backward_workspace_size(const device_plan& plan) {
 /// before they are multiplied. fp32 is multiplied as in `forward`. Head dims: multiples of 8 up to
 /// 256, k and v may differ; tuned for 64 and 128 in 16 bits.
 ///
-/// Deterministic: d_q on the one hand and d_k and d_v on the other are computed by kernels of their
-/// own, seven products for each pair of tiles instead of five (eleven beyond head dim 128 and in
-/// fp32 beyond 64, where two warps form the same scores, nineteen in fp32 beyond 128), without
-/// atomic additions. Keys that no row sees get gradients 0; neither they nor queries that see
-/// nothing need hold numbers.
+/// In 16 bits up to head dim 128 one kernel computes all three gradients from scores that are
+/// formed once, five products for each pair of tiles. It adds up d_q in memory, in fp32 and in the
+/// order in which tiles end: the last bits of d_q differ from call to call. With {.deterministic =
+/// true}, and for other formats and head dims always, d_q has a kernel of its own: the same inputs
+/// give the same bits, for seven products (eleven beyond head dim 128 and in fp32 beyond 64, where
+/// two warps form the same scores, nineteen in fp32 beyond 128); on an H100 up to 1.3 times the
+/// time. Keys that no row sees get gradients 0; neither they nor queries that see nothing need hold
+/// numbers.
 ///
 /// Only enqueues on `stream`; allocates nothing. The plan has tiles of
 /// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on
 /// shapes that disagree, a missing lse, a null view with elements, overlapping gradients, a bad
-/// option, a plan of another size, number of heads or tile shape, a small or misaligned workspace;
-/// nothing has been enqueued then.
+/// option, a plan of another size, number of heads or tile shape, more than 65535 query heads, a
+/// small or misaligned workspace; nothing has been enqueued then.
 template <class Q, class K = Q, class V = K, class O = Q, class DQ = Q, class DK = K, class DV = V>
 void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
               const device_plan& plan,
               const attention_options& options,
               std::span<std::byte> workspace,
-              cudaStream_t stream) {
+              cudaStream_t stream,
+              const backward_mode& mode = {}) {
   constexpr const char* function = "cuda::backward";
   detail::check_backward_storage<Q, K, V, O, DQ, DK, DV>();
   detail::check_backward_call(function, arguments, plan, options);
-  blockattn::detail::check_workspace(function, workspace, backward_workspace_size(plan));
+  const index_t head_dim = arguments.q.head_dim;
+  const index_t value_dim = arguments.v.head_dim;
+  const detail::backward_workspace places(plan, head_dim, value_dim, format_of<Q>, mode);
+  blockattn::detail::check_workspace(function, workspace, places.size);
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
-  p.rows = blockattn::detail::piece<float2>(workspace, 0);
-  detail::with_backward_tuning<detail::stored_of<Q>>(
-      arguments.q.head_dim, arguments.v.head_dim, [&](auto tuning) {
-        detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
-      });
+  p.rows = blockattn::detail::piece<float2>(workspace, places.rows);
+  if (places.sum_columns > 0) {
+    p.d_q_sums = reinterpret_cast<float*>(blockattn::detail::piece<float4>(workspace, places.sums));
+    p.sum_columns = places.sum_columns;
+  }
+  detail::with_backward_tuning<detail::stored_of<Q>>(head_dim, value_dim, [&](auto tuning) {
+    detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
+  });
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda

@@ -37,6 +37,7 @@ struct plan_lists {
   const work_item* items;    ///< most tiles first, or one for each outer tile in order
   const split_tile* splits;
   const std::int32_t* order;  ///< outer tiles, most tiles first, where items are in order
+  const std::uint64_t* seen;  ///< key_lists: a bit for each key that a query sees, from bit 0 on
   std::int32_t item_count;
   std::int32_t split_count;
 };

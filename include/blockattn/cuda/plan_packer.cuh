@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/cuda/plan_lists.cuh>
 #include <blockattn/plan/plan_set.hpp>
@@ -9,6 +10,23 @@
 #include <vector>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
+
+/// Sets a bit for each token of `range`, from bit 0 on, that lies in one of the sorted disjoint
+/// runs.
+inline void set_bits(const std::vector<index_range>& runs,
+                     const index_range& range,
+                     std::uint64_t* words) {
+  auto run = std::partition_point(runs.begin(), runs.end(),
+                                  [&range](const index_range& r) { return r.end <= range.begin; });
+  for (; run != runs.end() && run->begin < range.end; ++run) {
+    const index_range part = intersect(*run, range);
+    for (index_t token = part.begin - range.begin; token < part.end - range.begin;) {
+      const index_t end = std::min(part.end - range.begin, (token / 64 + 1) * 64);
+      words[token / 64] |= ~std::uint64_t{0} >> (64 - (end - token)) << (token % 64);
+      token = end;
+    }
+  }
+}
 
 /// One direction of a plan, to be written for a device.
 class oriented_lists {
@@ -24,7 +42,7 @@ class oriented_lists {
   void write_spans(const std::vector<index_range>& taking_part, device_span* out) const {
     for (const tile_span& span : lists_.spans) {
       *out = {span.inner_begin, span.inner_end, span.slices_begin, span.slices_end, {0, 0}};
-      if (!span.is_full()) write_bits(taking_part, inner(span.inner_begin), out->seen);
+      if (!span.is_full()) set_bits(taking_part, inner(span.inner_begin), out->seen);
       ++out;
     }
     *out = {};
@@ -90,22 +108,6 @@ class oriented_lists {
   }
   index_range inner(index_t tile) const {
     return by_key_ ? plan_.query_tile(tile) : plan_.key_tile(tile);
-  }
-
-  /// Sets the bits of the tokens of a tile (at most 128) that lie in a run.
-  static void write_bits(const std::vector<index_range>& runs,
-                         const index_range& tile,
-                         std::uint64_t* words) {
-    auto run = std::partition_point(runs.begin(), runs.end(),
-                                    [&tile](const index_range& r) { return r.end <= tile.begin; });
-    for (; run != runs.end() && run->begin < tile.end; ++run) {
-      const index_range part = intersect(*run, tile);
-      for (index_t token = part.begin - tile.begin; token < part.end - tile.begin;) {
-        const index_t end = std::min(part.end - tile.begin, (token / 64 + 1) * 64);
-        words[token / 64] |= ~std::uint64_t{0} >> (64 - (end - token)) << (token % 64);
-        token = end;
-      }
-    }
   }
 
   const tile_plan& plan_;
@@ -181,11 +183,15 @@ class plan_packer {
  private:
   struct places {
     counts n;
-    index_t spans, slices, items, splits, order;
+    index_t spans, slices, items, splits, order, seen;
   };
 
   index_t longest_item(list_kind kind) const {
     return kind == forward_lists ? longest_item_ : std::numeric_limits<index_t>::max();
+  }
+
+  static index_t seen_words(const tile_plan& plan, list_kind kind) {
+    return kind == key_lists ? ceil_divide(plan.key_tokens(), index_t{64}) : 0;
   }
 
   places place(const tile_plan& plan,
@@ -204,6 +210,7 @@ class plan_packer {
     at.items = layout.take<work_item>(at.n.items);
     at.splits = layout.take<split_tile>(at.n.splits);
     at.order = layout.take<std::int32_t>(lists.outer_tiles);
+    at.seen = layout.take<std::uint64_t>(seen_words(plan, kind));
     return at;
   }
 
@@ -226,15 +233,37 @@ class plan_packer {
         return a.outer_tile != b.outer_tile ? a.outer_tile < b.outer_tile : a.part < b.part;
       });
     }
-    std::copy(oriented.lists().order.begin(), oriented.lists().order.end(),
-              piece<std::int32_t>(host, at.order));
+    auto* const order = piece<std::int32_t>(host, at.order);
+    const tile_lists& listed = oriented.lists();
+    std::copy(listed.order.begin(), listed.order.end(), order);
+    if (kind == key_lists) order_in_classes(listed, order);
+    auto* const seen = piece<std::uint64_t>(host, at.seen);
+    if (const index_t words = seen_words(plan, kind); words > 0) {
+      std::fill_n(seen, words, 0);
+      set_bits(plan.seen_keys(), {0, plan.key_tokens()}, seen);
+    }
     return {.spans = reinterpret_cast<const device_span*>(device + at.spans),
             .slices = reinterpret_cast<const tile_slice*>(device + at.slices),
             .items = reinterpret_cast<const work_item*>(device + at.items),
             .splits = reinterpret_cast<const split_tile*>(device + at.splits),
             .order = reinterpret_cast<const std::int32_t*>(device + at.order),
+            .seen = reinterpret_cast<const std::uint64_t*>(device + at.seen),
             .item_count = static_cast<std::int32_t>(at.n.items),
             .split_count = static_cast<std::int32_t>(at.n.splits)};
+  }
+
+  /// Puts keys whose numbers of tiles have one bit width in the order of their tokens. The longest
+  /// still come first, so that all ctas end at about the same time, but those at work together read
+  /// the same queries, and add to the same d_q, out of cache: 8 to 20 % of backward for block masks
+  /// on an H100. (Causal forward, and the kernel for d_q alone, are 3 % slower in this order.)
+  static void order_in_classes(const tile_lists& lists, std::int32_t* order) {
+    const auto class_of = [&lists](std::int32_t tile) {
+      return std::bit_width(
+          static_cast<std::uint64_t>(lists.tile_count[static_cast<std::size_t>(tile)]));
+    };
+    std::sort(order, order + lists.outer_tiles, [&class_of](std::int32_t a, std::int32_t b) {
+      return class_of(a) != class_of(b) ? class_of(a) > class_of(b) : a < b;
+    });
   }
 
   /// Sorted disjoint runs of the queries that see a key. Slices are ordered by their first query.

@@ -73,14 +73,12 @@ struct shared_tile {
   /// it says where the row lies. Rows that are not read and columns beyond head_dim become 0.
   /// Without `vectors` rows are copied element by element, at once.
   template <int Rows, int Threads, class NextRow>
-  static __device__ __forceinline__ void load_rows(std::uint32_t tile,
-                                                   int head_dim,
-                                                   int vectors,
-                                                   const NextRow& next_row) {
+  static __device__ __forceinline__ void load_rows(
+      std::uint32_t tile, int head_dim, int vectors, const NextRow& next_row, int thread) {
     static_assert(Threads % chunks == 0 && Rows * chunks % Threads == 0);
     constexpr int rows_per_step = Threads / chunks;
-    const int chunk = static_cast<int>(threadIdx.x) % chunks;
-    const int row = static_cast<int>(threadIdx.x) / chunks;
+    const int chunk = thread % chunks;
+    const int row = thread / chunks;
     const bool in_row = chunk * chunk_values < head_dim;
     const int column = in_row ? chunk * chunk_values : 0;
     if (vectors) {
@@ -120,20 +118,39 @@ struct shared_tile {
     }
   }
 
+  template <int Rows, int Threads, class NextRow>
+  static __device__ __forceinline__ void load_rows(std::uint32_t tile,
+                                                   int head_dim,
+                                                   int vectors,
+                                                   const NextRow& next_row) {
+    load_rows<Rows, Threads>(tile, head_dim, vectors, next_row, static_cast<int>(threadIdx.x));
+  }
+
   /// `load_rows` of rows of a tensor that follow each other; `is_read(row, later)` tells which are
-  /// read.
+  /// read. `thread` is threadIdx.x.
+  template <int Rows, int Threads, class IsRead>
+  static __device__ __forceinline__ void load(std::uint32_t tile,
+                                              const Stored* first_row,
+                                              const device_view& view,
+                                              const IsRead& is_read,
+                                              int thread) {
+    const Stored* at = first_row + thread / chunks * view.token_stride;
+    const std::int64_t step = Threads / chunks * view.token_stride;
+    load_rows<Rows, Threads>(
+        tile, view.head_dim, view.vectors,
+        [&](int row, int later) {
+          const source_row<Stored> from{at, is_read(row, later)};
+          at += step;
+          return from;
+        },
+        thread);
+  }
   template <int Rows, int Threads, class IsRead>
   static __device__ __forceinline__ void load(std::uint32_t tile,
                                               const Stored* first_row,
                                               const device_view& view,
                                               const IsRead& is_read) {
-    const Stored* at = first_row + static_cast<int>(threadIdx.x) / chunks * view.token_stride;
-    const std::int64_t step = Threads / chunks * view.token_stride;
-    load_rows<Rows, Threads>(tile, view.head_dim, view.vectors, [&](int row, int later) {
-      const source_row<Stored> from{at, is_read(row, later)};
-      at += step;
-      return from;
-    });
+    load<Rows, Threads>(tile, first_row, view, is_read, static_cast<int>(threadIdx.x));
   }
 };
 

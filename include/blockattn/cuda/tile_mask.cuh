@@ -94,4 +94,16 @@ __device__ __forceinline__ void hide_columns(float (&scores)[RowTiles][KeyTiles]
   }
 }
 
+/// Sets the scores of rows from `end` on to -inf, in the accumulators of one warp.
+template <int Tiles>
+__device__ __forceinline__ void hide_rows(float (&scores)[Tiles][4], int end) {
+  const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (row + i / 2 * 8 < end) continue;
+#pragma unroll
+    for (int n = 0; n < Tiles; ++n) scores[n][i] = -INFINITY;
+  }
+}
+
 }  // namespace blockattn::inline BLOCKATTN_ABI::cuda::detail
