@@ -79,8 +79,8 @@ def block_attention(q, k, v, mask, *, scale=None, softcap=0.0, sink_logits=None,
     Returns o, (tokens, query_heads, value_dim), or with return_lse (o, lse). lse, (tokens, query_heads), is the natural
     logarithm of the softmax's denominator in float32, float64 for float64 tensors. A row that sees nothing has o = 0
     and lse = -inf. q, k, v and sink_logits get gradients, of o and of lse, once: there are no second derivatives. The
-    same inputs give the same bits, on CUDA the gradient of q only after torch.use_deterministic_algorithms(True), which
-    costs a fifth of backward's speed. Raises ValueError for what it does not support.
+    same inputs give the same bits, on CUDA the gradient of q only after torch.use_deterministic_algorithms(True), with
+    which backward takes up to 1.3 times as long. Raises ValueError for what it does not support.
     """
     if sink_logits is not None:
         sink_logits = sink_logits.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()

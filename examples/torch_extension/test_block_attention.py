@@ -161,6 +161,7 @@ class EveryDevice:
 
     def test_strides(self):
         """Views are read in place, and give the bits that copies give."""
+        self.ask_for_same_bits()
         mask = BlockMask.blocks([20, 30, 14])
         options = {"device": self.device, "dtype": torch.bfloat16}
         packed = torch.randn(mask.tokens, 4 + 2 + 2, 16, **options)

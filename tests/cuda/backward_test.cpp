@@ -88,12 +88,68 @@ TEST_CASE("cuda::backward equals the reference over several blocks and heads") {
 TEST_CASE("cuda::backward equals the reference where scores lie far below 0") {
   if (skips_without_device()) return;
   // Behind the last key a tile holds zeros, whose weights, were they not hidden, would overflow.
-  attention_case c = plain_case(full_mask(3, 1), 64, 64);
-  c.query_heads = c.kv_heads = 16;
-  c.options.scale = 30;
-  check_plain<bfloat16>(c);
-  check_plain<float16>(c);
-  check_plain<float>(c);
+  for (const index_t queries : {3, 64, 200}) {
+    attention_case c = plain_case(full_mask(queries, 1), 64, 64);
+    c.query_heads = c.kv_heads = 16;
+    c.options.scale = 30;
+    check_plain<bfloat16>(c);
+    check_plain<float16>(c);
+    check_plain<float>(c);
+  }
+}
+
+TEST_CASE("cuda::backward equals the reference over any number of kv heads") {
+  if (skips_without_device()) return;
+  for (const index_t kv_heads : {4, 5, 6, 9}) {
+    attention_case c = plain_case(block_attention_mask(layout_of({120, 70, 30})), 64, 40);
+    c.kv_heads = kv_heads;
+    c.query_heads = kv_heads % 2 == 0 ? 2 * kv_heads : kv_heads;
+    check_plain<bfloat16>(c);
+    c.head_dim = 136;  // two ctas for each key tile
+    check_plain<float16>(c);
+  }
+}
+
+TEST_CASE("cuda::backward of nothing leaves gradients 0") {
+  if (skips_without_device()) return;
+  for (const cuda_backend& backend : backends) {
+    struct size {
+      index_t queries, keys, query_heads, kv_heads;
+    };
+    for (const size& n : {size{3, 5, 0, 4}, {0, 5, 8, 4}, {3, 0, 8, 4}, {3, 5, 0, 0}}) {
+      const tensor_layout layout;
+      const hostile_tensor<bfloat16> q(n.queries, n.query_heads, 16, layout);
+      const hostile_tensor<bfloat16> k(n.keys, n.kv_heads, 16, layout);
+      const hostile_tensor<float> lse(n.queries, n.query_heads, 1, layout);
+      const hostile_tensor<bfloat16> d_q(n.queries, n.query_heads, 16, layout);
+      const hostile_tensor<bfloat16> d_k(n.keys, n.kv_heads, 16, layout);
+      const hostile_tensor<bfloat16> d_v(n.keys, n.kv_heads, 16, layout);
+      backend.backward(backward_arguments<bfloat16>{.q = q.view(),
+                                                    .k = k.view(),
+                                                    .v = k.view(),
+                                                    .o = q.view(),
+                                                    .lse = lse.as_lse(),
+                                                    .d_o = q.view(),
+                                                    .d_q = d_q.view(),
+                                                    .d_k = d_k.view(),
+                                                    .d_v = d_v.view()},
+                       {full_mask(n.queries, n.keys), {}});
+      const auto is_zero = [](const heads_view<bfloat16>& view) {
+        for (index_t token = 0; token < view.tokens; ++token) {
+          for (index_t head = 0; head < view.heads; ++head) {
+            const bfloat16* const row = view.row(token, head);
+            if (std::any_of(row, row + view.head_dim, [](bfloat16 x) { return x.bits != 0; })) {
+              return false;
+            }
+          }
+        }
+        return true;
+      };
+      if (n.keys > 0 && n.query_heads == 0) CHECK((is_zero(d_k.view()) && is_zero(d_v.view())));
+      if (n.queries == 0) CHECK((is_zero(d_k.view()) && is_zero(d_v.view())));
+      if (n.keys == 0) CHECK(is_zero(d_q.view()));
+    }
+  }
 }
 
 TEST_CASE("cuda::backward equals the reference for head dims beyond 128") {
@@ -114,22 +170,32 @@ TEST_CASE("cuda::backward equals the reference for head dims beyond 128") {
   }
 }
 
+/// Gradients of five calls against those of a first one.
+template <class T>
+void check_same_bits(const cuda_backend& backend, index_t dim, bool of_queries) {
+  attention_case c = plain_case(block_attention_mask(layout_of({300, 170, 500, 60})), dim, dim);
+  c.query_heads = 4;
+  c.kv_heads = 2;
+  c.with_sink_logits = true;
+  backward_tensors<T, T, T, T> first(c);
+  backend.backward(first.arguments(), c.masks, c.options);
+  for (int run = 0; run < 5; ++run) {
+    backward_tensors<T, T, T, T> again(c);
+    backend.backward(again.arguments(), c.masks, c.options);
+    CHECK(again.d_k.same_bits(first.d_k));
+    CHECK(again.d_v.same_bits(first.d_v));
+    CHECK(again.d_sink_logits == first.d_sink_logits);
+    if (of_queries) CHECK(again.d_q.same_bits(first.d_q));
+  }
+}
+
 TEST_CASE("cuda::backward gives the same bits each time where it is deterministic") {
   if (skips_without_device()) return;
-  for (const index_t dim : {64, 256}) {
-    attention_case c = plain_case(block_attention_mask(layout_of({300, 170, 500, 60})), dim, dim);
-    c.query_heads = 4;
-    c.kv_heads = 2;
-    c.with_sink_logits = true;
-    backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> first(c);
-    constexpr cuda_backend backend{.deterministic = true};
-    backend.backward(first.arguments(), c.masks, c.options);
-    for (int run = 0; run < 5; ++run) {
-      backward_tensors<bfloat16, bfloat16, bfloat16, bfloat16> again(c);
-      backend.backward(again.arguments(), c.masks, c.options);
-      CHECK(again.same_bits(first));
-    }
-  }
+  check_same_bits<bfloat16>({.deterministic = true}, 64, true);
+  check_same_bits<bfloat16>({.deterministic = true}, 128, true);
+  check_same_bits<bfloat16>({}, 128, false);
+  check_same_bits<bfloat16>({}, 256, true);  // by a kernel of its own in any case
+  check_same_bits<float>({}, 64, true);
 }
 
 TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
@@ -170,4 +236,15 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   wide.d_q.token_stride = wide.d_k.token_stride = 1200;
   CHECK(sentence_of([&] { refused_backward(wide, plan, 4); }) ==
         "cuda::backward: q.head_dim is 264, must be a multiple of 8 from 8 to 256");
+
+  backward_arguments<bfloat16> many;  // of no tokens
+  many.q.heads = many.k.heads = many.v.heads = many.o.heads = many.d_o.heads = 70000;
+  many.d_q.heads = many.d_k.heads = many.d_v.heads = many.lse.heads = 70000;
+  many.q.head_dim = many.k.head_dim = many.v.head_dim = many.o.head_dim = 64;
+  many.d_o.head_dim = many.d_q.head_dim = many.d_k.head_dim = many.d_v.head_dim = 64;
+  float lse = 0;
+  many.lse.data = &lse;
+  const tile_plan no_tokens = make_tile_plan(full_mask(0, 0), {64, 64}, {.transposed = true});
+  CHECK(sentence_of([&] { refused_backward(many, no_tokens, 70000); }) ==
+        "cuda::backward: 70000 query heads are more than a launch takes");
 }

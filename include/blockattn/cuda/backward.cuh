@@ -73,7 +73,8 @@ void check_backward_call(const char* function,
   require(a.q.heads <= 65535, function, ": ", a.q.heads,
           " query heads are more than a launch takes");
   const index_t ctas = ceil_divide(a.q.tokens, rows) + ceil_divide(a.k.tokens, rows) + 2;
-  require(ctas * a.q.heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", a.q.heads,
+  const index_t heads = std::max(a.q.heads, a.k.heads);
+  require(ctas * heads <= most, function, ": ", ctas, " runs of ", rows, " rows x ", heads,
           " heads are more than a launch takes");
 }
 
@@ -176,7 +177,7 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
   };
   bool is_summed = false;
   if constexpr (Tuning::sums_query_gradient) {
-    is_summed = p.d_q_sums != nullptr;
+    is_summed = p.sum_columns > 0;
     if (is_summed) {
       using query_gradient = query_gradient_sums<Format, Tuning>;
       launch_keys(query_gradient{});
@@ -195,9 +196,9 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
 
 }  // namespace detail
 
-/// Bytes of device memory that `backward` needs, aligned to workspace_alignment: 8 for each query
-/// token, rounded up to a tile, and head; unless it is deterministic, for 16-bit formats up to head
-/// dim 128, 4 more for each element of d_q, head dim rounded up to 64 or 128.
+/// Bytes of device memory that `backward` needs, aligned to workspace_alignment: for each query
+/// token, rounded up to a tile, and head 8; unless it is deterministic, for 16-bit formats and head
+/// dims up to 128, 4 x 64 or 4 x 128 more, as head_dim and value_dim need.
 inline index_t backward_workspace_size(const device_plan& plan,
                                        index_t head_dim,
                                        index_t value_dim,
@@ -244,10 +245,8 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
   blockattn::detail::check_workspace(function, workspace, places.size);
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
   p.rows = blockattn::detail::piece<float2>(workspace, places.rows);
-  if (places.sum_columns > 0) {
-    p.d_q_sums = reinterpret_cast<float*>(blockattn::detail::piece<float4>(workspace, places.sums));
-    p.sum_columns = places.sum_columns;
-  }
+  p.d_q_sums = reinterpret_cast<float*>(blockattn::detail::piece<float4>(workspace, places.sums));
+  p.sum_columns = places.sum_columns;
   detail::with_backward_tuning<detail::stored_of<Q>>(head_dim, value_dim, [&](auto tuning) {
     detail::launch_backward<format_of<Q>, decltype(tuning)>(function, p, stream);
   });

@@ -25,7 +25,7 @@ struct key_work {
     const int in_heads = cta - first_head * ctas_of_head;
     kv_head = first_head + in_heads % heads;
     const int rank = in_heads / heads;
-    const int plan = p.plan_of_head[kv_head * p.group];
+    const int plan = p.group > 0 ? p.plan_of_head[kv_head * p.group] : 0;
     part = rank % parts;
     key_tile = p.lists[plan * list_kinds + key_lists].order[rank / parts];
   }

@@ -58,12 +58,15 @@ class backward_key_cta {
       loop_.head = kv_head * p_.group;
       loop_.heads_end = (kv_head + 1) * p_.group;
     }
-    do {
-      __syncthreads();  // of the head before: all have read its tiles
+    for (;;) {
+      __syncthreads();
+      if (loop_.head == loop_.heads_end) break;
       const plan_lists& lists = p_.lists[p_.plan_of_head[loop_.head] * list_kinds + key_lists];
       const work_item& item = lists.items[loop_.key_tile];
       if (item.tiles > 0) add_head(lists, item, part);
-    } while (next_head());
+      __syncthreads();  // all have read the head's number and its tiles
+      if (threadIdx.x == 0) ++loop_.head;
+    }
     wait_for_copies<0>();
   }
 
@@ -123,15 +126,6 @@ class backward_key_cta {
     }
   }
 
-  /// Goes on to the next head of the group, if there is one.
-  __device__ __forceinline__ bool next_head() const {
-    const int next = loop_.head + 1;
-    if (next == loop_.heads_end) return false;
-    __syncthreads();
-    if (threadIdx.x == 0) loop_.head = next;
-    return true;
-  }
-
   __device__ __forceinline__ void load_queries(int t, const tile_walk<side>& walk) const {
     const int head = loop_.head;
     const read_tokens read = walk.begin_tile(t, p_.query_tokens);
@@ -178,6 +172,7 @@ class backward_key_cta {
     add_product(d_v_, scores, columns_of_warp + query_bytes, places);
     QueryGradient::keep(queries + query_bytes, gradients);
     add_product(d_k_, gradients, columns_of_warp, places);
+    // Not kept from when the tile was loaded, which was before the walk went on.
     const int query_tile = (p_.query_tokens - walk.visibility(t).tokens) / side;
     QueryGradient::add(p_, queries + query_bytes, shared_, query_tile, loop_.head);
   }

@@ -116,36 +116,40 @@ struct gradient_rows {
                                               std::int64_t head,
                                               int column,
                                               const float (&values)[chunk_size]) const {
-    const std::int64_t at = token * token_stride + head * head_stride + column;
-    const auto store_as = [&]<storage_format Format>() {
-      detail::store_chunk<Format>(static_cast<stored_bits<Format>*>(data) + at, values,
-                                  head_dim - column, vectors);
-    };
-    if (format == storage_format::fp32) {
-      store_as.template operator()<storage_format::fp32>();
-    } else if (format == storage_format::bf16) {
-      store_as.template operator()<storage_format::bf16>();
-    } else {
-      store_as.template operator()<storage_format::fp16>();
-    }
+    in_format([&]<storage_format Format>() {
+      detail::store_chunk<Format>(at<Format>(token, head, column), values, head_dim - column,
+                                  vectors);
+    });
   }
 
   /// Stores two neighbouring values of a row, each rounded once.
   __device__ __forceinline__ void store(
       std::int64_t token, std::int64_t head, int column, float first, float second) const {
     if (column >= head_dim) return;
-    const std::int64_t at = token * token_stride + head * head_stride + column;
+    in_format([&]<storage_format Format>() {
+      stored_bits<Format>* const to = at<Format>(token, head, column);
+      to[0] = narrow<Format>(first);
+      to[1] = narrow<Format>(second);
+    });
+  }
+
+ private:
+  template <storage_format Format>
+  __device__ __forceinline__ stored_bits<Format>* at(std::int64_t token,
+                                                     std::int64_t head,
+                                                     int column) const {
+    return static_cast<stored_bits<Format>*>(data) + token * token_stride + head * head_stride +
+           column;
+  }
+  template <class F>
+  __device__ __forceinline__ void in_format(const F& f) const {
     if (format == storage_format::fp32) {
-      static_cast<float*>(data)[at] = first;
-      static_cast<float*>(data)[at + 1] = second;
-      return;
+      f.template operator()<storage_format::fp32>();
+    } else if (format == storage_format::bf16) {
+      f.template operator()<storage_format::bf16>();
+    } else {
+      f.template operator()<storage_format::fp16>();
     }
-    const std::uint32_t pair = format == storage_format::bf16
-                                   ? tensor_operand<storage_format::bf16>::pack(first, second)
-                                   : tensor_operand<storage_format::fp16>::pack(first, second);
-    auto* const values = static_cast<std::uint16_t*>(data);
-    values[at] = static_cast<std::uint16_t>(pair);
-    values[at + 1] = static_cast<std::uint16_t>(pair >> 16);
   }
 };
 
@@ -161,8 +165,8 @@ struct backward_parameters {
   const float* sink_logits;  ///< or null
   float* d_sink_logits;      ///< or null
   float2* rows;              ///< (query_heads, padded_queries): lse in base 2, delta
-  float* d_q_sums;           ///< (query_heads, padded_queries, sum_columns) in fp32, or null
-  int sum_columns;           ///< of d_q_sums; 0 when there are none
+  float* d_q_sums;  ///< (query_heads, padded_queries, sum_columns), see query_gradient_sums
+  int sum_columns;  ///< 0 when d_q has a kernel of its own
   const plan_lists* lists;
   const std::int32_t* plan_of_head;
   int query_tokens, key_tokens, query_heads, kv_heads;

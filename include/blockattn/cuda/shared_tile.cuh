@@ -60,7 +60,7 @@ struct shared_tile {
   }
 
   /// The address of the chunk `rows` rows (a multiple of 8) and `chunks_later` chunks (an even
-  /// number, from chunk 0 or 1) behind that at `address`, in a tile that is aligned to row_bytes.
+  /// number that has no bit of the chunk there) behind that at `address`, in a tile that is aligned to row_bytes.
   static __device__ __forceinline__ std::uint32_t later_chunk(std::uint32_t address,
                                                               int rows,
                                                               int chunks_later) {
