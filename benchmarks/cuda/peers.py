@@ -7,6 +7,7 @@ and backward. Prints milliseconds and TFLOP/s of visible pairs (4 and 10 d for e
 import statistics
 
 import torch
+import torch._functorch.config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -65,6 +66,7 @@ def block_starts(lengths):
 
 
 BACKENDS = [("cuDNN", SDPBackend.CUDNN_ATTENTION), ("FlashAttn 2", SDPBackend.FLASH_ATTENTION)]
+torch._functorch.config.donated_buffer = False  # a graph is walked backward more than once here
 FLEX = torch.compile(flex_attention)
 
 
