@@ -48,21 +48,21 @@ void check_segment(const segment_place& place,
           segment.query_shift, " is beyond +-", max_rope_position);
 }
 
-/// Everything that attend_blocks refuses but head dims, which differ by backend. Returns the number
-/// of kv heads, at least 1. O(segments).
+/// What attend_blocks refuses, but for head dims, which differ by backend, and the values of the sink
+/// logits, which may be on a device. Returns the number of kv heads, at least 1. O(segments).
 template <class Q, class K, class V, class O>
-index_t check_attend(const char* function,
-                     const attend_arguments<Q, K, V, O>& arguments,
-                     const attend_options& options) {
+index_t check_attend_shapes(const char* function,
+                            const attend_arguments<Q, K, V, O>& arguments,
+                            const attend_options& options) {
+  using C = typename attend_arguments<Q, K, V, O>::accumulator_type;
   check_view(function, "q", arguments.q);
   check_output_view(function, "o", arguments.o);
   require(arguments.o.tokens == arguments.q.tokens && arguments.o.heads == arguments.q.heads,
           function, ": o is (", arguments.o.tokens, ", ", arguments.o.heads, ") but q has (",
           arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
-  check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
-  check_options<typename attend_arguments<Q, K, V, O>::accumulator_type>(
-      function, {.scale = options.scale, .softcap = options.softcap});
+  check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
+  check_options<C>(function, {.scale = options.scale, .softcap = options.softcap});
 
   index_t kv_heads = -1;
   index_t previous_end = 0;
@@ -96,6 +96,16 @@ index_t check_attend(const char* function,
     ++number;
   }
   return kv_heads < 1 ? std::max<index_t>(1, arguments.q.heads) : kv_heads;
+}
+
+/// The same, and the values of the sink logits.
+template <class Q, class K, class V, class O>
+index_t check_attend(const char* function,
+                     const attend_arguments<Q, K, V, O>& arguments,
+                     const attend_options& options) {
+  const index_t kv_heads = check_attend_shapes(function, arguments, options);
+  check_sink_values(function, arguments.sink_logits);
+  return kv_heads;
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail

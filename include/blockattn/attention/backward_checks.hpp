@@ -37,11 +37,12 @@ void check_gradient(const char* function,
   check_outputs_apart(function, gradient_name, gradient, "d_o", arguments.d_o);
 }
 
-/// Tensors against each other. The caller checks them against the axes of its mask or plan.
+/// Tensors against each other: what can be checked without the values of the sink logits, which may
+/// be on a device. The caller checks them against the axes of its mask or plan.
 template <class... Types>
-void check_backward(const char* function,
-                    const backward_arguments<Types...>& arguments,
-                    const attention_options& options) {
+void check_backward_shapes(const char* function,
+                           const backward_arguments<Types...>& arguments,
+                           const attention_options& options) {
   using C = typename backward_arguments<Types...>::accumulator_type;
   const auto& a = arguments;
   check_view(function, "q", a.q);
@@ -55,7 +56,7 @@ void check_backward(const char* function,
           ": lse.data is null; backward needs the lse that forward returned");
   check_lse_view(function, a.lse, a.q.tokens, a.q.heads);
   check_lse_view(function, a.d_lse, a.q.tokens, a.q.heads, "d_lse");
-  check_sink_logits<C>(function, a.sink_logits, a.q.heads);
+  check_sink_count<C>(function, a.sink_logits, a.q.heads);
   require(a.d_sink_logits.empty() || a.d_sink_logits.size() == a.sink_logits.size(), function, ": ",
           a.d_sink_logits.size(), " d_sink_logits for ", a.sink_logits.size(), " sink_logits");
   check_same_shape(function, "d_q", a.d_q, "q", a.q);
@@ -68,6 +69,15 @@ void check_backward(const char* function,
   check_outputs_apart(function, "d_q", a.d_q, "d_v", a.d_v);
   check_outputs_apart(function, "d_k", a.d_k, "d_v", a.d_v);
   check_options<C>(function, options);
+}
+
+/// The same, and the values of the sink logits.
+template <class... Types>
+void check_backward(const char* function,
+                    const backward_arguments<Types...>& arguments,
+                    const attention_options& options) {
+  check_backward_shapes(function, arguments, options);
+  check_sink_values(function, arguments.sink_logits);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail

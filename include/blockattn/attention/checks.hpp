@@ -64,9 +64,9 @@ void check_sink_count(const char* function, std::span<const C> sink_logits, inde
           query_heads, " query heads");
 }
 
+/// Reads the values, which callers whose sinks are on a device do not have.
 template <class C>
-void check_sink_logits(const char* function, std::span<const C> sink_logits, index_t query_heads) {
-  check_sink_count(function, sink_logits, query_heads);
+void check_sink_values(const char* function, std::span<const C> sink_logits) {
   for (std::size_t head = 0; head < sink_logits.size(); ++head) {
     require(sink_logits[head] <= std::numeric_limits<C>::max(), function, ": sink_logits[", head,
             "] is ", sink_logits[head], ", must be finite or -inf");
@@ -105,21 +105,32 @@ void check_outputs_apart(const char* function,
           out_name, " and ", name, " share their memory");
 }
 
-/// Tensors against each other. The caller checks them against the axes of its mask or plan.
+/// Tensors against each other: what can be checked without the values of the sink logits, which may
+/// be on a device. The caller checks them against the axes of its mask or plan.
 template <class Q, class K, class V, class O>
-void check_forward(const char* function,
-                   const forward_arguments<Q, K, V, O>& arguments,
-                   const attention_options& options) {
+void check_forward_shapes(const char* function,
+                          const forward_arguments<Q, K, V, O>& arguments,
+                          const attention_options& options) {
+  using C = typename forward_arguments<Q, K, V, O>::accumulator_type;
   check_view(function, "q", arguments.q);
   check_view(function, "k", arguments.k);
   check_view(function, "v", arguments.v);
   check_output_view(function, "o", arguments.o);
   check_heads(function, arguments.q, arguments.k, arguments.v, arguments.o);
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
-  check_sink_logits(function, arguments.sink_logits, arguments.q.heads);
-  check_options<typename forward_arguments<Q, K, V, O>::accumulator_type>(function, options);
+  check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
+  check_options<C>(function, options);
   check_outputs_apart(function, "o", arguments.o, "k", arguments.k);
   check_outputs_apart(function, "o", arguments.o, "v", arguments.v);
+}
+
+/// The same, and the values of the sink logits.
+template <class Q, class K, class V, class O>
+void check_forward(const char* function,
+                   const forward_arguments<Q, K, V, O>& arguments,
+                   const attention_options& options) {
+  check_forward_shapes(function, arguments, options);
+  check_sink_values(function, arguments.sink_logits);
 }
 
 /// A head's scale factor: the option, or 1 / sqrt(head_dim).

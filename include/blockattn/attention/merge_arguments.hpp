@@ -78,7 +78,7 @@ void check_merge_shapes(const char* function, const merge_arguments<P, O>& argum
 template <class P, class O>
 void check_merge(const char* function, const merge_arguments<P, O>& arguments) {
   check_merge_shapes(function, arguments);
-  check_sink_logits(function, arguments.sink_logits, arguments.o.heads);
+  check_sink_values(function, arguments.sink_logits);
 }
 
 }  // namespace detail

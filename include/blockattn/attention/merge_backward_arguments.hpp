@@ -86,7 +86,7 @@ template <class P, class O, class D>
 void check_merge_backward(const char* function,
                           const merge_backward_arguments<P, O, D>& arguments) {
   check_merge_backward_shapes(function, arguments);
-  check_sink_logits(function, arguments.sink_logits, arguments.d_o.heads);
+  check_sink_values(function, arguments.sink_logits);
 }
 
 }  // namespace detail

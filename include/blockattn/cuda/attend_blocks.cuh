@@ -39,12 +39,7 @@ index_t check_attend_call(const char* function,
                           const attend_arguments<Q, K, V, O>& arguments,
                           const attend_options& options) {
   using blockattn::detail::require;
-  attend_arguments<Q, K, V, O> without_sinks = arguments;  // whose values are on the device
-  without_sinks.sink_logits = {};
-  const index_t kv_heads = blockattn::detail::check_attend(function, without_sinks, options);
-  require(arguments.sink_logits.empty() || std::ssize(arguments.sink_logits) == arguments.q.heads,
-          function, ": ", arguments.sink_logits.size(), " sink_logits for ", arguments.q.heads,
-          " query heads");
+  const index_t kv_heads = blockattn::detail::check_attend_shapes(function, arguments, options);
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "o", arguments.o.head_dim);
   constexpr index_t most = index_t{1} << 30;

@@ -47,14 +47,7 @@ void check_backward_call(const char* function,
                          const attention_options& options) {
   using blockattn::detail::require;
   const auto& a = arguments;
-  backward_arguments<Q, Types...> without_sinks = a;  // whose values are on the device
-  without_sinks.sink_logits = {};
-  without_sinks.d_sink_logits = {};
-  blockattn::detail::check_backward(function, without_sinks, options);
-  require(a.sink_logits.empty() || std::ssize(a.sink_logits) == a.q.heads, function, ": ",
-          a.sink_logits.size(), " sink_logits for ", a.q.heads, " query heads");
-  require(a.d_sink_logits.empty() || a.d_sink_logits.size() == a.sink_logits.size(), function, ": ",
-          a.d_sink_logits.size(), " d_sink_logits for ", a.sink_logits.size(), " sink_logits");
+  blockattn::detail::check_backward_shapes(function, a, options);
   check_device_head_dim(function, "q", a.q.head_dim);
   check_device_head_dim(function, "v", a.v.head_dim);
   require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,

@@ -37,12 +37,8 @@ void check_forward_call(const char* function,
                         const device_plan& plan,
                         const attention_options& options) {
   using blockattn::detail::require;
-  forward_arguments<Q, K, V, O> without_sinks = arguments;  // whose values are on the device
-  without_sinks.sink_logits = {};
-  blockattn::detail::check_forward(function, without_sinks, options);
+  blockattn::detail::check_forward_shapes(function, arguments, options);
   const index_t heads = arguments.q.heads;
-  require(arguments.sink_logits.empty() || std::ssize(arguments.sink_logits) == heads, function,
-          ": ", arguments.sink_logits.size(), " sink_logits for ", heads, " query heads");
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "v", arguments.v.head_dim);
   require(plan.query_tokens() == arguments.q.tokens && plan.key_tokens() == arguments.k.tokens,
