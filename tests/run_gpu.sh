@@ -92,7 +92,10 @@ run_test() {
 }
 run_extension() {
   local log=$build/torch_extension.log
-  CPATH=${prefix:+$(realpath "$prefix")/include}${CPATH:+:$CPATH} examples/torch_extension/run.sh >"$log" 2>&1 || {
+  # The compiler of the tests, whatever CXX names: one that links a libstdc++ of its own into a module that torch loads
+  # ends the first exception in a segmentation fault.
+  CC=gcc CXX=g++ CPATH=${prefix:+$(realpath "$prefix")/include}${CPATH:+:$CPATH} examples/torch_extension/run.sh \
+    >"$log" 2>&1 || {
     cat "$log"
     return 1
   }
