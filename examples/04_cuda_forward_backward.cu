@@ -2,13 +2,18 @@
 
 // Forward and backward on a CUDA device, in bf16 with fp32 gradients, beside the host's reference.
 
+#include <algorithm>
+#include <array>
 #include <blockattn/cuda/backward.cuh>
 #include <blockattn/mask/block_attention_mask.hpp>
 #include <blockattn/reference/backward.hpp>
 #include <blockattn/reference/forward.hpp>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <span>
+#include <vector>
 
 namespace ba = blockattn;
 using bf16 = ba::bfloat16;

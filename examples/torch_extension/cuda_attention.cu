@@ -30,11 +30,18 @@ struct uploaded_plan {
 };
 
 /// Packs a plan into the host's memory and copies it to the device's. Pageable memory may go when
-/// the copy has been enqueued.
+/// the copy has been enqueued, but not when a graph has captured it.
 uploaded_plan upload(const ba::tile_plan& plan,
                      ba::index_t query_heads,
                      const allocator& allocate,
                      cudaStream_t stream) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &capture) != cudaSuccess ||
+      capture != cudaStreamCaptureStatusNone) {
+    throw ba::error(
+        "block_attention: the stream is being captured and the mask is new to it; call it once on "
+        "this stream, forward and backward, before the capture");
+  }
   const auto size = static_cast<std::size_t>(ba::cuda::device_plan_size(plan, query_heads));
   uploaded_plan result = {.lists = allocate(static_cast<ba::index_t>(size))};
   std::vector<std::byte> staging(size);

@@ -247,4 +247,8 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   const tile_plan no_tokens = make_tile_plan(full_mask(0, 0), {64, 64}, {.transposed = true});
   CHECK(sentence_of([&] { refused_backward(many, no_tokens, 70000); }) ==
         "cuda::backward: 70000 query heads are more than a launch takes");
+  attention_options large;
+  large.scale = -3e38;
+  CHECK(sentence_of([&] { refused_backward(as_bf16(valid.arguments()), plan, 4, large); }) ==
+        "cuda::backward: options.scale is " + std::to_string(-3e38) + ", beyond fp32 in base 2");
 }

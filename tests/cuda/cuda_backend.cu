@@ -216,6 +216,18 @@ template void refused_backward(const backward_arguments<float>&,
                                index_t,
                                const attention_options&);
 
+void refused_upload(const plan_set& plans,
+                    index_t query_heads,
+                    std::span<std::byte> device_memory,
+                    std::span<std::byte> staging) {
+  const index_t size = cuda::device_plan_size(plans, query_heads);
+  try {
+    cuda::detail::check_upload("", device_memory, staging, size);
+  } catch (const error&) {
+    cuda::upload_plan(plans, query_heads, device_memory, staging, nullptr);
+  }
+}
+
 index_t device_plan_size(const plan_set& plans, index_t query_heads) {
   return cuda::device_plan_size(plans, query_heads);
 }

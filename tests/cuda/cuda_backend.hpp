@@ -82,6 +82,13 @@ void refused_backward(const backward_arguments<T>& arguments,
                       index_t query_heads,
                       const attention_options& options = {});
 
+/// `cuda::upload_plan`, where it refuses its memory. Nothing may be copied: the memory is the
+/// host's.
+void refused_upload(const plan_set& plans,
+                    index_t query_heads,
+                    std::span<std::byte> device_memory,
+                    std::span<std::byte> staging);
+
 /// `cuda::device_plan_size`.
 index_t device_plan_size(const plan_set& plans, index_t query_heads);
 

@@ -195,7 +195,7 @@ TEST_CASE("cuda 4. plans that do not fit a device are refused") {
           device_plan_size({all.first(2), heads}, 3);
         }) == "cuda::device_plan_size: head_to_plan has 2 entries for 3 query heads");
   CHECK(sentence_of([&] { device_plan_size(plans[2], 1); }) ==
-        "cuda::device_plan_size: plan 0 has tiles of 64 x 256, on a device they are at most 1024 x "
+        "cuda::device_plan_size: plan 0 has tiles of 64 x 256, on a device they are at most 128 x "
         "128; build it with cuda::tile_shape_for");
   CHECK(sentence_of([&] { device_plan_size(plans[3], 1); }) ==
         "cuda::device_plan_size: the plan is for 1 queries x 1073741824 keys, a device plan holds "
@@ -206,6 +206,77 @@ TEST_CASE("cuda 4. plans that do not fit a device are refused") {
   CHECK(sentence_of([&] { device_plan_size(plans[0], -1); }) ==
         "cuda::device_plan_size: query_heads is -1, must not be negative");
   CHECK(sentence_of([&] { device_plan_size(plans[0], 8); }) == "no error");
+}
+
+TEST_CASE("cuda 4. memory that a plan cannot go through is refused") {
+  const tile_plan plan = make_tile_plan(causal_mask(200), {64, 64}, {.transposed = true});
+  const index_t size = device_plan_size(plan, 2);
+  workspace_buffer memory(size + workspace_alignment);
+  workspace_buffer staging(size + workspace_alignment);
+  const auto sentence = [&](index_t offset, index_t bytes, index_t staging_offset,
+                            index_t staging_bytes) {
+    const auto part = [](workspace_buffer& buffer, index_t from, index_t count) {
+      return buffer.bytes().subspan(static_cast<std::size_t>(from),
+                                    static_cast<std::size_t>(count));
+    };
+    return sentence_of([&] {
+      refused_upload(plan, 2, part(memory, offset, bytes),
+                     part(staging, staging_offset, staging_bytes));
+    });
+  };
+  const std::string bytes = std::to_string(size);
+  const std::string fewer = std::to_string(size - 1);
+  CHECK(sentence(0, size, 0, size) == "no error");
+  CHECK(sentence(0, size, 16, size) == "no error");
+  CHECK(sentence(0, size - 1, 0, size) ==
+        "cuda::upload_plan: device_memory has " + fewer + " bytes, needs " + bytes);
+  CHECK(sentence(32, size, 0, size) ==
+        "cuda::upload_plan: device_memory is 32 bytes past a multiple of 64");
+  CHECK(sentence(0, size, 0, size - 1) ==
+        "cuda::upload_plan: staging has " + fewer + " bytes, needs " + bytes);
+  CHECK(sentence(0, size, 8, size) ==
+        "cuda::upload_plan: staging is 8 bytes past a multiple of 16");
+}
+
+TEST_CASE("cuda 4. factors that leave fp32 in base 2 are refused") {
+  valid_call valid;
+  const auto sentence = [&](const attention_options& options) {
+    return sentence_of(
+        [&] { refused_forward(as_bf16(valid.arguments()), plan_for_valid_call(), 4, options); });
+  };
+  CHECK(sentence({.scale = 3e38}) ==
+        "cuda::forward: options.scale is " + std::to_string(3e38) + ", beyond fp32 in base 2");
+  CHECK(sentence({.softcap = 3e38}) ==
+        "cuda::forward: options.softcap is " + std::to_string(3e38) + ", beyond fp32 in base 2");
+  CHECK(sentence({.scale = 2e38}) == "no error");
+}
+
+TEST_CASE("cuda 4. more heads than a launch takes are refused") {
+  // One head of a long row of tiles, which is cut, among many that see nothing.
+  constexpr index_t queries = 64, keys = 2560, heads = 70000, head_dim = 64;
+  const tile_shape shape = device_tile_shape(head_dim, head_dim);
+  const std::vector<tile_plan> plans = {
+      make_tile_plan(attention_mask::from_disjoint_slices(queries, keys, {}), shape),
+      make_tile_plan(full_mask(queries, keys), shape)};
+  std::vector<index_t> plan_of_head(heads, 0);
+  bfloat16 memory[4];  // of which no element is looked at
+  const auto view = [](auto* data, index_t tokens) {
+    return heads_view<std::remove_pointer_t<decltype(data)>>{data,     tokens,           heads,
+                                                             head_dim, heads * head_dim, head_dim};
+  };
+  const bfloat16* const inputs = memory;
+  const forward_arguments<bfloat16> arguments = {.q = view(inputs, queries),
+                                                 .k = view(inputs + 1, keys),
+                                                 .v = view(inputs + 2, keys),
+                                                 .o = view(memory + 3, queries)};
+  CHECK(sentence_of([&] { refused_forward(arguments, plans[0], heads); }) == "no error");
+  plan_of_head[5] = 1;
+  CHECK(
+      sentence_of([&] {
+        refused_forward(arguments, {plans, plan_of_head}, heads);
+      }) ==
+      "cuda::forward: 70000 query heads are more than a launch takes where long rows of tiles are "
+      "cut");
 }
 
 TEST_CASE("cuda: empty axes are legal") {

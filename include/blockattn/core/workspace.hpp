@@ -62,15 +62,22 @@ T* piece(std::span<std::byte> workspace, index_t offset) noexcept {
   return reinterpret_cast<T*>(workspace.data() + offset);
 }
 
-/// Refuses a workspace that is too small or misaligned.
+/// Refuses memory, which an argument of this name gives, that is too small or misaligned.
+inline void check_memory(const char* function,
+                         const char* name,
+                         std::span<std::byte> memory,
+                         index_t needed,
+                         index_t alignment) {
+  const auto size = static_cast<index_t>(memory.size());
+  require(size >= needed, function, ": ", name, " has ", size, " bytes, needs ", needed);
+  const auto misalignment = static_cast<index_t>(reinterpret_cast<std::uintptr_t>(memory.data()) %
+                                                 static_cast<std::uintptr_t>(alignment));
+  require(needed == 0 || misalignment == 0, function, ": ", name, " is ", misalignment,
+          " bytes past a multiple of ", alignment);
+}
+
 inline void check_workspace(const char* function, std::span<std::byte> workspace, index_t needed) {
-  const auto size = static_cast<index_t>(workspace.size());
-  require(size >= needed, function, ": workspace has ", size, " bytes, needs ", needed);
-  const auto misalignment =
-      static_cast<index_t>(reinterpret_cast<std::uintptr_t>(workspace.data()) %
-                           static_cast<std::uintptr_t>(workspace_alignment));
-  require(needed == 0 || misalignment == 0, function, ": workspace is ", misalignment,
-          " bytes past a multiple of ", workspace_alignment);
+  check_memory(function, "workspace", workspace, needed, workspace_alignment);
 }
 
 }  // namespace detail

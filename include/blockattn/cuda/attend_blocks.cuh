@@ -5,6 +5,8 @@
 #include <blockattn/cuda/attend_kernel.cuh>
 #include <blockattn/cuda/attend_packer.cuh>
 #include <blockattn/cuda/forward.cuh>
+#include <limits>
+#include <span>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
 
@@ -24,12 +26,6 @@ constexpr void check_attend_storage() {
   static_assert(format_of<Q> == storage_format::bf16 || format_of<Q> == storage_format::fp16,
                 "cuda::attend_blocks: q, k and v must be bf16 or fp16, not fp32 or fp64");
   static_assert(format_of<O> != storage_format::fp64, "cuda::attend_blocks: o must not be fp64");
-}
-
-/// True when fp32 holds a natural logarithm, or a factor of one, in base 2.
-inline bool is_finite_log2(double value) {
-  constexpr double log2_e = 1.4426950408889634;
-  return blockattn::detail::is_finite_as<float>(value * log2_e);
 }
 
 /// Everything that `cuda::attend_blocks` refuses. Reads no device memory. Returns the number of kv
@@ -191,7 +187,7 @@ attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
 /// call's shapes and lists alone (other sequences of the call included): same inputs, same bits.
 ///
 /// Enqueues at most four kernels on `stream`, and, when the call has too many segments for a
-/// kernel's parameters (12 KiB of tables: 104 bytes for each segment with a shift of its own, 48
+/// kernel's parameters (12 KiB of tables: 96 bytes for each segment with a shift of its own, 48
 /// for each cut), a copy of tables from `staging` before them: it must not change before the copy
 /// is done, nor before the last replay of a graph that captured it. Allocates no device memory; on
 /// the host a few lists as long as the groups of segments. Throws `error` on everything that
@@ -211,11 +207,7 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   const auto packer = detail::pack_attend(arguments, options, kv_heads);
   blockattn::detail::check_workspace(function, workspace, packer.size());
   const index_t staged = detail::staging_of(packer.table_size());
-  blockattn::detail::require(static_cast<index_t>(staging.size()) >= staged, function,
-                             ": staging has ", staging.size(), " bytes, needs ", staged);
-  const auto misalignment = reinterpret_cast<std::uintptr_t>(staging.data()) % 16;
-  blockattn::detail::require(staged == 0 || misalignment == 0, function, ": staging is ",
-                             misalignment, " bytes past a multiple of 16");
+  blockattn::detail::check_memory(function, "staging", staging, staged, detail::staging_alignment);
   for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
     const index_t items = packer.of_class(row_class).items;
     blockattn::detail::require(items * kv_heads <= std::numeric_limits<int>::max(), function, ": ",

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/cuda/attend_cuts.cuh>
 #include <utility>

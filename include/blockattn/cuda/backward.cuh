@@ -5,6 +5,8 @@
 #include <blockattn/cuda/backward_kernel.cuh>
 #include <blockattn/cuda/backward_rows_kernel.cuh>
 #include <blockattn/cuda/forward.cuh>
+#include <limits>
+#include <span>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
 
@@ -48,6 +50,7 @@ void check_backward_call(const char* function,
   using blockattn::detail::require;
   const auto& a = arguments;
   blockattn::detail::check_backward_shapes(function, a, options);
+  check_device_options(function, options);
   check_device_head_dim(function, "q", a.q.head_dim);
   check_device_head_dim(function, "v", a.v.head_dim);
   require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,
@@ -100,8 +103,8 @@ backward_parameters backward_parameters_of(const backward_arguments<Types...>& a
   p.d_lse = a.d_lse.data;
   p.d_lse_token_stride = a.d_lse.token_stride;
   p.d_lse_head_stride = a.d_lse.head_stride;
-  p.sink_logits = a.sink_logits.data();
-  p.d_sink_logits = a.d_sink_logits.data();
+  p.sink_logits = data_of(a.sink_logits);
+  p.d_sink_logits = data_of(a.d_sink_logits);
   p.lists = device_plan_access::lists(plan);
   p.plan_of_head = device_plan_access::plan_of_head(plan);
   p.query_tokens = static_cast<int>(a.q.tokens);
@@ -217,12 +220,19 @@ inline index_t backward_workspace_size(const device_plan& plan,
 /// time. Keys that no row sees get gradients 0; neither they nor queries that see nothing need hold
 /// numbers.
 ///
-/// Only enqueues on `stream`; allocates nothing. The plan has tiles of
+/// Only enqueues on `stream`, one of the current device; allocates nothing. The plan has tiles of
 /// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on
 /// shapes that disagree, a missing lse, a null view with elements, overlapping gradients, a bad
-/// option, a plan of another size, number of heads or tile shape, more than 65535 query heads, a
-/// small or misaligned workspace; nothing has been enqueued then.
-template <class Q, class K = Q, class V = K, class O = Q, class DQ = Q, class DK = K, class DV = V>
+/// option, a scale or softcap that leaves fp32 in base 2, a plan of another size, number of heads
+/// or tile shape, more than 65535 query heads, a small or misaligned workspace; nothing has been
+/// enqueued then.
+template <class Q = float,
+          class K = Q,
+          class V = K,
+          class O = Q,
+          class DQ = Q,
+          class DK = K,
+          class DV = V>
 void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
               const device_plan& plan,
               const attention_options& options,

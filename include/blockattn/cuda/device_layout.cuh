@@ -138,18 +138,16 @@ inline index_t device_layout_size(const block_layout& layout) {
 /// Writes the index maps of a layout into `staging` and begins to copy them to `device_memory`, on
 /// `stream`: calls that follow on the stream may use the result at once. Memory as upload_plan
 /// takes it: both pieces have device_layout_size bytes, `device_memory` is aligned to
-/// workspace_alignment, `staging` is host memory, page-locked for a copy that runs beside other
-/// work, and must not change before the copy is done. Throws `error` on memory that is too small or
-/// misaligned. O(blocks).
+/// workspace_alignment, `staging` is host memory, aligned to 16, page-locked for a copy that runs
+/// beside other work, and must not change before the copy is done. Throws `error` on memory that is
+/// too small or misaligned. O(blocks).
 inline device_layout upload_layout(const block_layout& layout,
                                    std::span<std::byte> device_memory,
                                    std::span<std::byte> staging,
                                    cudaStream_t stream) {
   constexpr const char* function = "cuda::upload_layout";
   const index_t size = device_layout_size(layout);
-  blockattn::detail::check_workspace(function, device_memory, size);
-  blockattn::detail::require(std::ssize(staging) >= size, function, ": staging has ",
-                             staging.size(), " bytes, needs ", size);
+  detail::check_upload(function, device_memory, staging, size);
   detail::device_layout_access::write(layout, staging.data());
   detail::require_success(
       cudaMemcpyAsync(device_memory.data(), staging.data(), static_cast<std::size_t>(size),

@@ -75,7 +75,7 @@ inline void check_plans_for_device(const char* function,
   require(first.query_tokens() < most_tokens && first.key_tokens() < most_tokens, function,
           ": the plan is for ", first.query_tokens(), " queries x ", first.key_tokens(),
           " keys, a device plan holds fewer than ", most_tokens, " of each");
-  constexpr tile_shape largest = {1024, 128};
+  constexpr tile_shape largest = {128, 128};  // device_span::seen has so many bits
   for (std::size_t i = 0; i < plans.plans().size(); ++i) {
     const tile_shape& shape = plans.plans()[i].shape();
     require(shape == first.shape(), function, ": plan ", i, " has tiles of ", shape.queries, " x ",
@@ -97,9 +97,10 @@ inline index_t device_plan_size(const plan_set& plans, index_t query_heads) {
 /// Packs the plans of `query_heads` heads (one plan for all, or one of a set for each) into
 /// `staging` and begins to copy them to `device_memory`, on `stream`: calls that follow on the
 /// stream may use the result at once. Both pieces of memory have device_plan_size bytes;
-/// `device_memory` is aligned to workspace_alignment; `staging` is host memory, page-locked for a
-/// copy that runs beside other work, and must not change before the copy is done. The plans
-/// themselves are free when the call returns.
+/// `device_memory` is aligned to workspace_alignment; `staging` is host memory, aligned to 16,
+/// page-locked for a copy that runs beside other work, and must not change before the copy is done,
+/// nor before the last replay of a graph that captured it. The plans themselves are free when the
+/// call returns. As in all calls, the stream is one of the current device.
 ///
 /// All plans have the tile shape that the call needs (cuda::tile_shape_for); rows of tiles that
 /// would outlast the rest are cut among several ctas. Throws `error` on plans of different sizes or
@@ -112,9 +113,7 @@ inline device_plan upload_plan(const plan_set& plans,
   constexpr const char* function = "cuda::upload_plan";
   detail::check_plans_for_device(function, plans, query_heads);
   const detail::plan_packer packer(plans, query_heads);
-  blockattn::detail::check_workspace(function, device_memory, packer.size());
-  blockattn::detail::require(static_cast<index_t>(staging.size()) >= packer.size(), function,
-                             ": staging has ", staging.size(), " bytes, needs ", packer.size());
+  detail::check_upload(function, device_memory, staging, packer.size());
   packer.write(staging, device_memory.data());
   detail::require_success(
       cudaMemcpyAsync(device_memory.data(), staging.data(), static_cast<std::size_t>(packer.size()),

@@ -44,11 +44,6 @@ void check_distillation_call(const char* function,
       " tokens, on a device they are at most ", most_top_k_tokens);
 }
 
-/// Null for an empty span: what is not given may still have an address.
-template <class T>
-T* data_of(std::span<T> values) {
-  return values.empty() ? nullptr : values.data();
-}
 template <class T>
 logits_rows logits_rows_of(const logits_view<T>& view) {
   return {const_cast<void*>(static_cast<const void*>(view.data)), view.token_stride};
@@ -183,6 +178,8 @@ void launch_distillation(const char* function,
 /// Bytes of device memory, aligned to workspace_alignment, that `distillation_loss` needs for a
 /// batch of so many tokens.
 inline index_t distillation_loss_workspace_size(index_t tokens) {
+  blockattn::detail::require(tokens >= 0, "cuda::distillation_loss_workspace_size: tokens is ",
+                             tokens, ", must not be negative");
   return detail::loss_layout(tokens).size;
 }
 

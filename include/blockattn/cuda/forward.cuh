@@ -5,6 +5,8 @@
 #include <blockattn/cuda/device_plan.cuh>
 #include <blockattn/cuda/merge_parts_kernel.cuh>
 #include <blockattn/cuda/row_access.cuh>
+#include <limits>
+#include <span>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
 
@@ -30,6 +32,21 @@ inline void check_device_head_dim(const char* function, const char* name, index_
                              ", must be a multiple of 8 from 8 to 256");
 }
 
+/// True when fp32 holds a natural logarithm, or a factor of one, in base 2.
+inline bool is_finite_log2(double value) {
+  constexpr double log2_e = 1.4426950408889634;
+  return blockattn::detail::is_finite_as<float>(value * log2_e);
+}
+
+/// What kernels, whose scores are in base 2, refuse beside check_options.
+inline void check_device_options(const char* function, const attention_options& options) {
+  const bool is_capped = options.softcap > 0;
+  const double factor = is_capped ? options.softcap : options.scale.value_or(1);
+  blockattn::detail::require(is_finite_log2(factor), function, ": options.",
+                             is_capped ? "softcap" : "scale", " is ", factor,
+                             ", beyond fp32 in base 2");
+}
+
 /// Everything that `cuda::forward` refuses. Reads no device memory.
 template <class Q, class K, class V, class O>
 void check_forward_call(const char* function,
@@ -38,6 +55,7 @@ void check_forward_call(const char* function,
                         const attention_options& options) {
   using blockattn::detail::require;
   blockattn::detail::check_forward_shapes(function, arguments, options);
+  check_device_options(function, options);
   const index_t heads = arguments.q.heads;
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "v", arguments.v.head_dim);
@@ -57,6 +75,8 @@ void check_forward_call(const char* function,
   require(device_plan_access::most(plan).items * heads <= std::numeric_limits<int>::max(), function,
           ": ", device_plan_access::most(plan).items, " query tiles x ", heads,
           " heads are more than a launch takes");
+  require(device_plan_access::most(plan).splits == 0 || heads <= 65535, function, ": ", heads,
+          " query heads are more than a launch takes where long rows of tiles are cut");
 }
 
 template <class T>
@@ -78,7 +98,7 @@ output_rows output_rows_of(const heads_view<O>& o,
           .lse = lse.data,
           .lse_token_stride = lse.token_stride,
           .lse_head_stride = lse.head_stride,
-          .sink_logits = sink_logits.empty() ? nullptr : sink_logits.data(),
+          .sink_logits = data_of(sink_logits),
           .format = format_of<O>,
           .value_dim = static_cast<int>(o.head_dim),
           .vectors = rows_are_aligned(o) ? 1 : 0};
@@ -150,6 +170,9 @@ void launch_forward(const char* function,
 inline index_t forward_workspace_size(const device_plan& plan,
                                       index_t head_dim,
                                       index_t value_dim) {
+  constexpr const char* function = "cuda::forward_workspace_size";
+  detail::check_device_head_dim(function, "q", head_dim);
+  detail::check_device_head_dim(function, "v", value_dim);
   const index_t columns = detail::padded_columns(head_dim, value_dim);
   return detail::part_layout(plan, plan.query_heads(), columns).size;
 }
@@ -176,11 +199,13 @@ inline index_t forward_workspace_size(const device_plan& plan,
 /// checked. Same inputs, same bits. A row's largest score is rounded to fp32 before it is taken
 /// from the others: beyond 1e7 in magnitude the row's weights may overflow.
 ///
-/// Only enqueues on `stream`; allocates nothing. Throws `error` on shapes that disagree, a null
-/// view with elements, overlapping output rows, a bad option, a plan of another size, number of
-/// heads or tile shape, a small or misaligned workspace; nothing has been enqueued then. Work:
-/// 2 (head_dim + value_dim) flops for each pair of a visited tile and query head.
-template <class Q, class K = Q, class V = K, class O = Q>
+/// Only enqueues on `stream`, one of the current device; allocates nothing. Throws `error` on
+/// shapes that disagree, a null view with elements, overlapping output rows, a bad option, a scale
+/// or softcap that leaves fp32 in base 2, a plan of another size, number of heads or tile shape,
+/// more than 65535 heads where the plan cuts rows, a small or misaligned workspace; nothing has
+/// been enqueued then. Work: 2 (head_dim + value_dim) flops for each pair of a visited tile and
+/// query head.
+template <class Q = float, class K = Q, class V = K, class O = Q>
 void forward(const forward_arguments<Q, K, V, O>& arguments,
              const device_plan& plan,
              const attention_options& options,

@@ -1,10 +1,12 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/cuda/config.cuh>
 #include <blockattn/plan/make_tile_plan.hpp>
 #include <cstdint>
+#include <type_traits>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
 

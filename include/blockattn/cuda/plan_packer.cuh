@@ -6,6 +6,7 @@
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/cuda/plan_lists.cuh>
 #include <blockattn/plan/plan_set.hpp>
+#include <limits>
 #include <span>
 #include <vector>
 

@@ -4,7 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <blockattn/core/error.hpp>
+#include <blockattn/core/workspace.hpp>
 #include <blockattn/cuda/config.cuh>
+#include <span>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
@@ -12,6 +14,19 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 inline void require_success(cudaError_t status, const char* function, const char* action) {
   if (status == cudaSuccess) return;
   blockattn::detail::fail(function, ": ", action, " failed: ", cudaGetErrorString(status));
+}
+
+/// What tables in staging memory are aligned to.
+inline constexpr index_t staging_alignment = 16;
+
+/// Refuses memory that `size` bytes of tables cannot go through.
+inline void check_upload(const char* function,
+                         std::span<std::byte> device_memory,
+                         std::span<std::byte> staging,
+                         index_t size) {
+  using blockattn::detail::check_memory;
+  check_memory(function, "device_memory", device_memory, size, workspace_alignment);
+  check_memory(function, "staging", staging, size, staging_alignment);
 }
 
 /// Before a kernel that `launch_behind` launches reads or writes memory: waits until the kernel
