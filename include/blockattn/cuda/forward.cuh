@@ -5,6 +5,7 @@
 #include <blockattn/cuda/device_plan.cuh>
 #include <blockattn/cuda/merge_parts_kernel.cuh>
 #include <blockattn/cuda/row_access.cuh>
+#include <blockattn/cuda/runtime.cuh>
 #include <limits>
 #include <span>
 

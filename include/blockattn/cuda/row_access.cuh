@@ -7,7 +7,6 @@
 #include <blockattn/cuda/tensor_core.cuh>
 #include <cstdint>
 #include <limits>
-#include <span>
 #include <type_traits>
 
 /// \file
@@ -22,12 +21,6 @@ bool rows_are_aligned(const heads_view<T>& view) {
   constexpr index_t values = 16 / static_cast<index_t>(sizeof(T));
   return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && view.token_stride % values == 0 &&
          view.head_stride % values == 0;
-}
-
-/// Null for an empty span: what is not given may still have an address.
-template <class T>
-T* data_of(std::span<T> values) {
-  return values.empty() ? nullptr : values.data();
 }
 
 /// How kernels hold a stored value: fp32 as it is, the 16-bit formats as their bits.

@@ -16,6 +16,12 @@ inline void require_success(cudaError_t status, const char* function, const char
   blockattn::detail::fail(function, ": ", action, " failed: ", cudaGetErrorString(status));
 }
 
+/// Null for an empty span: what is not given may still have an address.
+template <class T>
+T* data_of(std::span<T> values) {
+  return values.empty() ? nullptr : values.data();
+}
+
 /// What tables in staging memory are aligned to.
 inline constexpr index_t staging_alignment = 16;
 
