@@ -235,15 +235,14 @@ int main() {
   for (const work& w : works()) print_forward_row(w);
   std::puts(
       "\n"
-      "| backward               |   d | heads   |      ms | visible |   tiles |      ms | visible "
-      "|   "
-      "tiles |\n"
-      "|                        |     |         |         | 10 flop | 10 flop | determ. | 10 flop "
-      "| "
-      "14 flop |\n"
-      "|------------------------|-----|---------|---------|---------|---------|---------|---------|"
-      "-"
-      "--------|");
+      "| backward               |   d | heads   | any order of d_q          "
+      "| deterministic             |\n"
+      "|                        |     |         |      ms | visible |   tiles "
+      "|      ms | visible |   tiles |\n"
+      "|                        |     |         |         | 10 flop | 10 flop "
+      "|         | 10 flop | 14 flop |\n"
+      "|------------------------|-----|---------|---------|---------|---------"
+      "|---------|---------|---------|");
   for (const work& w : works()) {
     if (w.mask.query_tokens() == w.mask.key_tokens()) print_backward_row(w);
   }

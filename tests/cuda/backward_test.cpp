@@ -198,6 +198,19 @@ TEST_CASE("cuda::backward gives the same bits each time where it is deterministi
   check_same_bits<float>({}, 64, true);
 }
 
+TEST_CASE("cuda::backward_workspace_size counts rows of whole tiles") {
+  const tile_plan plan = make_tile_plan(causal_mask(65), {64, 64}, {.transposed = true});
+  constexpr index_t rows = 3 * 128;  // of three heads
+  CHECK(backward_workspace_of(plan, 3, 64, 64, true) == 8 * rows);
+  CHECK(backward_workspace_of(plan, 3, 8, 64, false) == (8 + 4 * 64) * rows);
+  CHECK(backward_workspace_of(plan, 3, 72, 8, false) == (8 + 4 * 128) * rows);
+  CHECK(backward_workspace_of(plan, 3, 136, 8, false) == 8 * rows);  // a kernel of its own
+  CHECK(sentence_of([&] { backward_workspace_of(plan, 3, 64, 264, false); }) ==
+        "cuda::backward_workspace_size: v.head_dim is 264, must be a multiple of 8 from 8 to 256");
+  CHECK(sentence_of([&] { forward_workspace_of(plan, 3, 4, 64); }) ==
+        "cuda::forward_workspace_size: q.head_dim is 4, must be a multiple of 8 from 8 to 256");
+}
+
 TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   const auto plan_of = [](const tile_shape& shape, bool transposed) {
     return make_tile_plan(full_mask(valid_call::query_tokens, valid_call::key_tokens), shape,

@@ -228,6 +228,22 @@ void refused_upload(const plan_set& plans,
   }
 }
 
+index_t backward_workspace_of(const plan_set& plans,
+                              index_t query_heads,
+                              index_t head_dim,
+                              index_t value_dim,
+                              bool deterministic) {
+  return cuda::backward_workspace_size(plan_nowhere(plans, query_heads), head_dim, value_dim,
+                                       storage_format::bf16, {.deterministic = deterministic});
+}
+
+index_t forward_workspace_of(const plan_set& plans,
+                             index_t query_heads,
+                             index_t head_dim,
+                             index_t value_dim) {
+  return cuda::forward_workspace_size(plan_nowhere(plans, query_heads), head_dim, value_dim);
+}
+
 index_t device_plan_size(const plan_set& plans, index_t query_heads) {
   return cuda::device_plan_size(plans, query_heads);
 }

@@ -89,6 +89,17 @@ void refused_upload(const plan_set& plans,
                     std::span<std::byte> device_memory,
                     std::span<std::byte> staging);
 
+/// `cuda::backward_workspace_size` in bf16, and `cuda::forward_workspace_size`.
+index_t backward_workspace_of(const plan_set& plans,
+                              index_t query_heads,
+                              index_t head_dim,
+                              index_t value_dim,
+                              bool deterministic);
+index_t forward_workspace_of(const plan_set& plans,
+                             index_t query_heads,
+                             index_t head_dim,
+                             index_t value_dim);
+
 /// `cuda::device_plan_size`.
 index_t device_plan_size(const plan_set& plans, index_t query_heads);
 

@@ -67,17 +67,26 @@ index_t check_attend_call(const char* function,
   return kv_heads;
 }
 
+/// The tables of a checked call. Refuses more items than a launch takes.
 template <class Q, class K, class V, class O>
-attend_packer<K, V> pack_attend(const attend_arguments<Q, K, V, O>& arguments,
+attend_packer<K, V> pack_attend(const char* function,
+                                const attend_arguments<Q, K, V, O>& arguments,
                                 const attend_options& options,
                                 index_t kv_heads) {
-  return {
+  attend_packer<K, V> packer(
       arguments.sequences,
       {.kv_heads = kv_heads,
        .group_heads = arguments.q.heads / kv_heads,
        .columns = attend_columns(arguments.q.head_dim, arguments.o.head_dim),
        .scale = blockattn::detail::resolved_scale({.scale = options.scale}, arguments.q.head_dim),
-       .softcap = options.softcap}};
+       .softcap = options.softcap});
+  for (int row_class = 0; row_class < attend_row_classes; ++row_class) {
+    const index_t items = packer.of_class(row_class).items;
+    blockattn::detail::require(items * kv_heads <= std::numeric_limits<int>::max(), function, ": ",
+                               items, " items x ", kv_heads,
+                               " kv heads are more than a launch takes");
+  }
+  return packer;
 }
 
 template <class Q, class K, class V, class O>
@@ -164,8 +173,9 @@ template <class Q, class K = Q, class V = K, class O = Q>
 attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
                            const attend_options& options = {}) {
   detail::check_attend_storage<Q, K, V, O>();
-  const index_t kv_heads = detail::check_attend_call("cuda::attend_memory", arguments, options);
-  const auto packer = detail::pack_attend(arguments, options, kv_heads);
+  constexpr const char* function = "cuda::attend_memory";
+  const index_t kv_heads = detail::check_attend_call(function, arguments, options);
+  const auto packer = detail::pack_attend(function, arguments, options, kv_heads);
   return {packer.size(), detail::staging_of(packer.table_size())};
 }
 
@@ -204,16 +214,10 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   constexpr const char* function = "cuda::attend_blocks";
   detail::check_attend_storage<Q, K, V, O>();
   const index_t kv_heads = detail::check_attend_call(function, arguments, options);
-  const auto packer = detail::pack_attend(arguments, options, kv_heads);
+  const auto packer = detail::pack_attend(function, arguments, options, kv_heads);
   blockattn::detail::check_workspace(function, workspace, packer.size());
   const index_t staged = detail::staging_of(packer.table_size());
   blockattn::detail::check_memory(function, "staging", staging, staged, detail::staging_alignment);
-  for (int row_class = 0; row_class < detail::attend_row_classes; ++row_class) {
-    const index_t items = packer.of_class(row_class).items;
-    blockattn::detail::require(items * kv_heads <= std::numeric_limits<int>::max(), function, ": ",
-                               items, " items x ", kv_heads,
-                               " kv heads are more than a launch takes");
-  }
   if (arguments.q.heads == 0 || packer.table_size() == 0) return;
   detail::attend_parameters p = detail::attend_parameters_of(arguments, options, kv_heads);
   packer.describe_parts(workspace, p);

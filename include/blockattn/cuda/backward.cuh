@@ -84,6 +84,11 @@ gradient_rows as_gradient(const heads_view<T>& view) {
           .vectors = rows_are_aligned(view) ? 1 : 0};
 }
 
+/// What backward keeps for each query is there for whole tiles.
+inline index_t padded_queries_of(const device_plan& plan) {
+  return round_up(plan.query_tokens(), backward_tile_shape().queries);
+}
+
 template <class... Types>
 backward_parameters backward_parameters_of(const backward_arguments<Types...>& a,
                                            const device_plan& plan,
@@ -111,7 +116,7 @@ backward_parameters backward_parameters_of(const backward_arguments<Types...>& a
   p.key_tokens = static_cast<int>(a.k.tokens);
   p.query_heads = static_cast<int>(a.q.heads);
   p.kv_heads = static_cast<int>(a.k.heads);
-  p.padded_queries = static_cast<int>(round_up(a.q.tokens, backward_tile_shape().queries));
+  p.padded_queries = static_cast<int>(padded_queries_of(plan));
   p.group = a.k.heads > 0 ? static_cast<int>(a.q.heads / a.k.heads) : 1;
   constexpr double log2_e = 1.4426950408889634;
   const double scale = blockattn::detail::resolved_scale(options, a.q.head_dim);
@@ -136,8 +141,7 @@ struct backward_workspace {
           using tuning_type = decltype(tuning);
           return tuning_type::sums_query_gradient && !mode.deterministic ? tuning_type::columns : 0;
         })) {
-    const index_t padded_rows =
-        plan.query_heads() * round_up(plan.query_tokens(), backward_tile_shape().queries);
+    const index_t padded_rows = plan.query_heads() * padded_queries_of(plan);
     blockattn::detail::workspace_layout layout;
     rows = layout.take<float2>(padded_rows);
     sums = layout.take<float4>(padded_rows * sum_columns / 4);
@@ -194,12 +198,16 @@ void launch_backward(const char* function, const backward_parameters& p, cudaStr
 
 /// Bytes of device memory that `backward` needs, aligned to workspace_alignment: for each query
 /// token, rounded up to a tile, and head 8; unless it is deterministic, for 16-bit formats and head
-/// dims up to 128, 4 x 64 or 4 x 128 more, as head_dim and value_dim need.
+/// dims up to 128, 4 x 64 or 4 x 128 more, as head_dim and value_dim need. Refuses head dims that
+/// the call refuses.
 inline index_t backward_workspace_size(const device_plan& plan,
                                        index_t head_dim,
                                        index_t value_dim,
                                        storage_format format,
                                        const backward_mode& mode = {}) {
+  constexpr const char* function = "cuda::backward_workspace_size";
+  detail::check_device_head_dim(function, "q", head_dim);
+  detail::check_device_head_dim(function, "v", value_dim);
   return detail::backward_workspace(plan, head_dim, value_dim, format, mode).size;
 }
 

@@ -167,7 +167,8 @@ void launch_forward(const char* function,
 }  // namespace detail
 
 /// Bytes of device memory that `forward` needs for its partial results, aligned to
-/// workspace_alignment: 0 when the plan cuts no row of tiles. Head dims as in the call.
+/// workspace_alignment: 0 when the plan cuts no row of tiles. Refuses head dims that the call
+/// refuses.
 inline index_t forward_workspace_size(const device_plan& plan,
                                       index_t head_dim,
                                       index_t value_dim) {

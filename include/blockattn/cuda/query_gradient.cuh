@@ -52,9 +52,9 @@ class query_gradient_sums {
                 sizeof(typename operands::operand::stored) == 2);
   using kept_tile = shared_tile<side>;  ///< a row for each key
 
-  /// Leaves the gradients of a warp's scores, a row for each key, for all warps, in place of what
-  /// they have read, d_o of the tile. (Room of its own saves a barrier and 0.5 % of the kernel;
-  /// half of the devices do not have it.)
+  /// Begins with a barrier. Leaves the gradients of a warp's scores, a row for each key, for all
+  /// warps, in place of what they have read, d_o of the tile. (Room of its own saves a barrier and
+  /// 0.5 % of the kernel; half of the devices do not have it.)
   template <int Tiles>
   static __device__ __forceinline__ void keep(std::uint32_t kept,
                                               const float (&gradients)[Tiles][4]) {
@@ -72,7 +72,7 @@ class query_gradient_sums {
     }
   }
 
-  /// What all warps have left. The next barrier lets it go.
+  /// Begins with a barrier. Takes what all warps have left; the next barrier lets it go.
   static __device__ __forceinline__ void add(const backward_parameters& p,
                                              std::uint32_t kept,
                                              std::uint32_t keys,

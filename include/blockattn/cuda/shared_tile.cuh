@@ -60,7 +60,8 @@ struct shared_tile {
   }
 
   /// The address of the chunk `rows` rows (a multiple of 8) and `chunks_later` chunks (an even
-  /// number that has no bit of the chunk there) behind that at `address`, in a tile that is aligned to row_bytes.
+  /// number that has no bit of the chunk there) behind that at `address`, in a tile that is aligned
+  /// to row_bytes.
   static __device__ __forceinline__ std::uint32_t later_chunk(std::uint32_t address,
                                                               int rows,
                                                               int chunks_later) {
@@ -73,8 +74,11 @@ struct shared_tile {
   /// it says where the row lies. Rows that are not read and columns beyond head_dim become 0.
   /// Without `vectors` rows are copied element by element, at once.
   template <int Rows, int Threads, class NextRow>
-  static __device__ __forceinline__ void load_rows(
-      std::uint32_t tile, int head_dim, int vectors, const NextRow& next_row, int thread) {
+  static __device__ __forceinline__ void load_rows(std::uint32_t tile,
+                                                   int head_dim,
+                                                   int vectors,
+                                                   const NextRow& next_row,
+                                                   int thread = static_cast<int>(threadIdx.x)) {
     static_assert(Threads % chunks == 0 && Rows * chunks % Threads == 0);
     constexpr int rows_per_step = Threads / chunks;
     const int chunk = thread % chunks;
@@ -118,22 +122,14 @@ struct shared_tile {
     }
   }
 
-  template <int Rows, int Threads, class NextRow>
-  static __device__ __forceinline__ void load_rows(std::uint32_t tile,
-                                                   int head_dim,
-                                                   int vectors,
-                                                   const NextRow& next_row) {
-    load_rows<Rows, Threads>(tile, head_dim, vectors, next_row, static_cast<int>(threadIdx.x));
-  }
-
   /// `load_rows` of rows of a tensor that follow each other; `is_read(row, later)` tells which are
-  /// read. `thread` is threadIdx.x.
+  /// read.
   template <int Rows, int Threads, class IsRead>
   static __device__ __forceinline__ void load(std::uint32_t tile,
                                               const Stored* first_row,
                                               const device_view& view,
                                               const IsRead& is_read,
-                                              int thread) {
+                                              int thread = static_cast<int>(threadIdx.x)) {
     const Stored* at = first_row + thread / chunks * view.token_stride;
     const std::int64_t step = Threads / chunks * view.token_stride;
     load_rows<Rows, Threads>(
@@ -144,13 +140,6 @@ struct shared_tile {
           return from;
         },
         thread);
-  }
-  template <int Rows, int Threads, class IsRead>
-  static __device__ __forceinline__ void load(std::uint32_t tile,
-                                              const Stored* first_row,
-                                              const device_view& view,
-                                              const IsRead& is_read) {
-    load<Rows, Threads>(tile, first_row, view, is_read, static_cast<int>(threadIdx.x));
   }
 };
 

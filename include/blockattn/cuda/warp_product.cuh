@@ -29,9 +29,7 @@ struct lane_places {
   int right;
   int across;
 
-  __device__ __forceinline__ lane_places() : lane_places(static_cast<int>(threadIdx.x)) {}
-  /// Of a thread of the cta.
-  __device__ __forceinline__ explicit lane_places(int thread) {
+  __device__ __forceinline__ explicit lane_places(int thread = static_cast<int>(threadIdx.x)) {
     const int lane = thread % 32;
     left = operands::left_place(lane);
     right = operands::right_place(lane);
