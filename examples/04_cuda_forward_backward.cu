@@ -72,7 +72,7 @@ int main() {
     std::puts("no CUDA device: nothing to run");
     return 0;
   }
-  const auto layout = ba::block_layout::from_lengths(std::array<ba::index_t, 3>{200, 170, 130});
+  const auto layout = ba::block_layout::from_lengths({.context = {200, 170}, .final_block = 130});
   const auto mask = ba::block_attention_mask(layout);
   const auto plan = ba::make_tile_plan(mask, ba::cuda::backward_tile_shape(), {.transposed = true});
 

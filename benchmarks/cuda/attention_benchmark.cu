@@ -64,7 +64,7 @@ struct work {
 
 std::vector<work> works() {
   const auto blocks = [](const std::vector<ba::index_t>& lengths) {
-    return ba::block_attention_mask(ba::block_layout::from_lengths(lengths));
+    return ba::block_attention_mask(ba::with_final_block(ba::block_layout::from_lengths(lengths)));
   };
   constexpr ba::index_t n = 32768;
   return {

@@ -25,7 +25,7 @@ inline block_layout ragged_layout(index_t tokens, std::mt19937_64& random) {
     left -= lengths.back();
   }
   lengths.push_back(final_block);
-  return block_layout::from_lengths(lengths);
+  return with_final_block(block_layout::from_lengths(lengths));
 }
 
 /// What one row of a table measures: tokens, head_dim, mask, threads, in this order.

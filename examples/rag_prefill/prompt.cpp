@@ -89,7 +89,7 @@ prompt reordered(const prompt& original, std::span<const std::size_t> order) {
 ba::block_layout prompt::layout() const {
   std::vector<ba::index_t> lengths;
   for (const auto& block : blocks) lengths.push_back(static_cast<ba::index_t>(block.size()));
-  return ba::block_layout::from_lengths(lengths);
+  return ba::with_final_block(ba::block_layout::from_lengths(lengths));
 }
 
 std::vector<token> prompt::tokens() const {

@@ -179,7 +179,8 @@ using sequences = std::vector<std::vector<ba::index_t>>;  ///< lengths of the bl
 ba::block_layout layout_of(const sequences& lengths, ba::index_t sink_tokens) {
   std::vector<ba::block_layout> parts;
   for (const auto& sequence : lengths) parts.push_back(ba::block_layout::from_lengths(sequence));
-  return ba::with_sink_tokens(ba::pack_sequences(parts), {.tokens_per_block = sink_tokens});
+  return ba::with_sink_tokens(ba::with_final_block(ba::pack_sequences(parts)),
+                              {.tokens_per_block = sink_tokens});
 }
 
 /// The enumerator that a string names.

@@ -443,7 +443,7 @@ TEST_CASE("cached blocks equal one masked prefill through all layers, in any ord
     }
     prompt.insert(prompt.end(), question.begin(), question.end());
     block_lengths.push_back(5);
-    const auto layout = block_layout::from_lengths(block_lengths);
+    const auto layout = with_final_block(block_layout::from_lengths(block_lengths));
     const auto masked = model.run_masked(prompt, block_attention_mask(layout));
     const auto cached = model.run_cached(question, blocks);
     const std::size_t final_rows = masked.size() - question.size();

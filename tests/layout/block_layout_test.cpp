@@ -2,7 +2,9 @@
 #include <blockattn/layout/block_layout.hpp>
 
 #include <array>
+#include <cstdint>
 #include <limits>
+#include <span>
 
 #include "layout/layout_cases.hpp"
 #include "support/catch.hpp"
@@ -41,7 +43,7 @@ void check_layout(const block_layout& layout, const std::vector<std::vector<inde
     REQUIRE(layout.sequence_blocks(s) == index_range{first_block, block});
     REQUIRE(layout.sequence_tokens(s) == index_range{first_token, token});
     if (lengths.empty()) {
-      REQUIRE_THROWS_WITH(layout.final_block(s), contains("final_block") && contains("no blocks"));
+      REQUIRE_THROWS_WITH(layout.final_block(s), contains("final_block") && contains("has 0 blocks"));
     } else {
       REQUIRE(layout.final_block(s) == block - 1);
     }
@@ -57,21 +59,60 @@ void check_layout(const block_layout& layout, const std::vector<std::vector<inde
 
 TEST_CASE("a default layout has nothing in it") { check_layout(block_layout(), {}); }
 
-TEST_CASE("from_lengths accepts an array that is built in place") {
-  const auto layout = block_layout::from_lengths(std::array<index_t, 3>{512, 300, 64});
+TEST_CASE("from_lengths names the final block") {
+  const auto layout = block_layout::from_lengths({.context = {512, 300}, .final_block = 64});
   CHECK(layout.tokens() == 876);
   CHECK(layout.block(1) == index_range{512, 812});
   CHECK(layout.final_block(0) == 2);
   CHECK(layout.is_final(2));
+  CHECK_FALSE(layout.is_final(1));
+  const auto blind = block_layout::from_lengths({.context = {2, 3}, .final_block = 0});
+  CHECK(blind.blocks() == 3);
+  CHECK(blind.final_block(0) == 2);
+}
+
+TEST_CASE("blocks without a name for the final one have none until it is declared") {
+  const auto check = [](const block_layout& layout) {
+    CHECK(layout.tokens() == 6);
+    CHECK(layout.blocks() == 3);
+    CHECK_FALSE(layout.has_final_block(0));
+    CHECK_FALSE(layout.is_final(2));
+    CHECK_THROWS_WITH(layout.final_block(0), contains("sequence 0 has 3 blocks and none of them"));
+    CHECK(with_final_block(layout).final_block(0) == 2);
+    CHECK(with_final_block(layout).has_final_block(0));
+    CHECK_THROWS_WITH(layout.has_final_block(1), contains("sequence is 1"));
+  };
+  check(block_layout::from_lengths({1, 2, 3}));
+  check(block_layout::from_lengths(std::vector<int>{1, 2, 3}));
+  check(block_layout::from_lengths(std::array<unsigned short, 3>{1, 2, 3}));
+  check(block_layout::from_lengths(std::span<const index_t>(std::array<index_t, 3>{1, 2, 3})));
+  const std::size_t last = 3;
+  check(block_layout::from_lengths({std::size_t{1}, std::size_t{2}, last}));
+  check(block_layout::from_offsets({0, 1, 3, 6}));
+  check(block_layout::from_offsets(std::vector<std::int32_t>{0, 1, 3, 6}));
+}
+
+TEST_CASE("packing keeps which sequences have a final block") {
+  const std::array parts = {block_layout::from_lengths({2, 1}),
+                            block_layout::from_lengths({.context = {2}, .final_block = 1})};
+  const auto packed = pack_sequences(parts);
+  CHECK_FALSE(packed.has_final_block(0));
+  CHECK(packed.has_final_block(1));
+  CHECK(with_final_block(packed).has_final_block(0));
 }
 
 TEST_CASE("every small layout from lengths and from offsets") {
   for_each_lengths(4, 3, [](const std::vector<index_t>& lengths) {
     CAPTURE(lengths);
-    check_layout(block_layout::from_lengths(lengths), {lengths});
+    check_layout(with_final_block(block_layout::from_lengths(lengths)), {lengths});
+    if (!lengths.empty()) {
+      const std::vector<index_t> context(lengths.begin(), lengths.end() - 1);
+      check_layout(block_layout::from_lengths({.context = context, .final_block = lengths.back()}),
+                   {lengths});
+    }
     std::vector<index_t> offsets = {0};
     for (const index_t length : lengths) offsets.push_back(offsets.back() + length);
-    check_layout(block_layout::from_offsets(offsets), {lengths});
+    check_layout(with_final_block(block_layout::from_offsets(offsets)), {lengths});
   });
 }
 
@@ -102,10 +143,16 @@ TEST_CASE("block_of finds the non-empty block among empty neighbours") {
 
 TEST_CASE("bad lengths and offsets are refused with their place and value") {
   CHECK_THROWS_WITH(layout_of({4, 1, -3}), contains("lengths[2] is -3"));
+  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4, -1}, .final_block = 1}),
+                    contains("context[1] is -1"));
+  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4}, .final_block = -1}),
+                    contains("final_block is -1"));
+  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4}, .final_block = max_axis_tokens}),
+                    contains("block 1 ends after token 2147483648"));
   CHECK_THROWS_WITH(layout_of({max_axis_tokens, 1}), contains("block 1") && contains("2147483648"));
   CHECK_THROWS_WITH(layout_of({1, huge}), contains("block 1"));
   CHECK(layout_of({max_axis_tokens, 0}).tokens() == max_axis_tokens);
-  CHECK_THROWS_WITH(block_layout::from_offsets({}), contains("offsets is empty"));
+  CHECK_THROWS_WITH(block_layout::from_offsets(index_list()), contains("offsets is empty"));
   CHECK_THROWS_WITH(block_layout::from_offsets(std::array<index_t, 2>{1, 4}),
                     contains("offsets[0] is 1"));
   CHECK_THROWS_WITH(block_layout::from_offsets(std::array<index_t, 3>{0, 4, 3}),

@@ -1,7 +1,8 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/layout/block_layout.hpp>
+#include <blockattn/layout/final_block.hpp>
+#include <blockattn/layout/pack_sequences.hpp>
 #include <initializer_list>
 #include <vector>
 
@@ -10,7 +11,7 @@
 namespace blockattn_test {
 
 inline block_layout layout_of(const std::vector<index_t>& lengths) {
-  return block_layout::from_lengths(lengths);
+  return with_final_block(block_layout::from_lengths(lengths));
 }
 
 /// Calls visit(lengths) for every list of at most `max_blocks` lengths in [0, max_length].

@@ -3,9 +3,12 @@
 #include <blockattn/mask/block_attention_mask.hpp>
 #include <blockattn/mask/causal_mask.hpp>
 
+#include <array>
+
 #include "layout/layout_cases.hpp"
 #include "mask/mask_checks.hpp"
 #include "support/catch.hpp"
+#include "support/contains.hpp"
 
 using namespace blockattn_test;
 
@@ -43,6 +46,17 @@ TEST_CASE("the golden pictures of block attention") {
         ".x..\n"
         ".xx.\n"
         "xxxx\n");
+}
+
+TEST_CASE("block attention needs to know the final block") {
+  const auto unnamed = block_layout::from_lengths({1, 2, 1});
+  CHECK_THROWS_WITH(block_attention_mask(unnamed),
+                    contains("block_attention_mask: sequence 0 has 3 blocks and none of them"));
+  const std::array parts = {layout_of({2}), layout_of({}), unnamed};
+  CHECK_THROWS_WITH(block_attention_mask(pack_sequences(parts)), contains("sequence 2 has 3 blocks"));
+  CHECK_THROWS_WITH(block_attention_mask(with_sink_tokens(unnamed, {})), contains("sequence 0"));
+  CHECK(block_attention_mask(block_layout::from_lengths({.context = {1, 2}, .final_block = 1}))
+            .slices() == block_attention_mask(layout_of({1, 2, 1})).slices());
 }
 
 TEST_CASE("the golden pictures of sink visibility") {

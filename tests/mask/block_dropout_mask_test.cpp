@@ -286,6 +286,22 @@ TEST_CASE("visible neighbours are one slice") {
         block_attention_mask(layout).slices());
 }
 
+TEST_CASE("rules that give a block the final role need to know it") {
+  const auto unnamed = block_layout::from_lengths({2, 3, 1});
+  for (const rule which : {rule::hide_context, rule::global_blocks, rule::random_final}) {
+    CHECK_THROWS_WITH(draw_block_dropout(unnamed, {.rule = which}),
+                      contains("draw_block_dropout: sequence 0 has 3 blocks and none of them"));
+  }
+  CHECK_THROWS_WITH(draw_block_dropout(unnamed, {.exempt_final_block = true}),
+                    contains("sequence 0 has 3 blocks"));
+  const block_dropout_options pairs = {.keep_probability = 0.5, .seed = 3};
+  const auto draw = draw_block_dropout(unnamed, pairs);
+  CHECK(draw.final_blocks == std::vector<index_t>{-1});
+  const auto named = draw_block_dropout(with_final_block(unnamed), pairs);
+  CHECK(draw.mask.slices() == named.mask.slices());
+  CHECK(draw.loss_tokens == named.loss_tokens);
+}
+
 TEST_CASE("random_final falls back to the final block when no block holds a source token") {
   const auto sinks = with_sink_tokens(layout_of({0, 0}), {.tokens_per_block = 1});
   const auto draw = draw_block_dropout(sinks, {.rule = rule::random_final, .keep_probability = 0});

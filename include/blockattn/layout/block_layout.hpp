@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <blockattn/core/index_list.hpp>
 #include <blockattn/core/range.hpp>
 #include <blockattn/layout/sink_token_options.hpp>
 #include <blockattn/layout/token_axis.hpp>
@@ -12,9 +13,16 @@
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
+/// The lengths of one sequence, context and final block apart.
+struct sequence_lengths {
+  index_list context;       ///< (context blocks) tokens of each
+  index_t final_block = 0;  ///< tokens; 0: an empty final block, so that all blocks are blind to one another
+};
+
 /// One packed token axis cut into token blocks: block b holds the tokens [begin, end), blocks
 /// follow one another without gaps, and consecutive blocks form sequences. The last block of a
-/// sequence is its final block. Empty blocks, an empty final block (pure block-diagonal attention),
+/// sequence is its final block where the caller said so: in `sequence_lengths`, or by
+/// `with_final_block`. Empty blocks, an empty final block (pure block-diagonal attention),
 /// sequences without blocks and an axis without tokens are legal.
 ///
 /// A layout made by `with_sink_tokens` remembers which tokens are sinks and which *source token*
@@ -27,22 +35,33 @@ class block_layout {
   /// Zero sequences, blocks and tokens.
   block_layout() = default;
 
-  /// One sequence of blocks with these lengths; the last block is the final one.
+  /// One sequence of context blocks and its final block:
+  ///     block_layout::from_lengths({.context = {512, 300}, .final_block = 64})
   /// Errors: a negative length; more than max_axis_tokens in total.
-  static block_layout from_lengths(std::span<const index_t> lengths) {
+  static block_layout from_lengths(const sequence_lengths& lengths) {
+    constexpr const char* function = "block_layout::from_lengths";
     block_layout layout;
-    for (std::size_t b = 0; b < lengths.size(); ++b) {
-      detail::require(lengths[b] >= 0, "block_layout::from_lengths: lengths[", b, "] is ",
-                      lengths[b], ", must not be negative");
-      layout.append_block("block_layout::from_lengths", lengths[b], lengths[b]);
-    }
-    layout.close_sequence();
+    layout.append_blocks(function, "context", lengths.context.values());
+    detail::require(lengths.final_block >= 0, function, ": final_block is ", lengths.final_block,
+                    ", must not be negative");
+    layout.append_block(function, lengths.final_block, lengths.final_block);
+    layout.close_sequence(true);
     return layout;
   }
 
-  /// One sequence of n blocks from n + 1 non-decreasing offsets: block b is
+  /// One sequence of blocks with these lengths, none of them final (see with_final_block).
+  /// Errors: a negative length; more than max_axis_tokens in total.
+  static block_layout from_lengths(const index_list& lengths) {
+    block_layout layout;
+    layout.append_blocks("block_layout::from_lengths", "lengths", lengths.values());
+    layout.close_sequence(false);
+    return layout;
+  }
+
+  /// One sequence of n blocks from n + 1 non-decreasing offsets, none of them final: block b is
   /// [offsets[b], offsets[b + 1]). Errors: no offsets; a first one that is not 0; a decreasing one.
-  static block_layout from_offsets(std::span<const index_t> offsets) {
+  static block_layout from_offsets(const index_list& list) {
+    const std::vector<index_t>& offsets = list.values();
     detail::require(!offsets.empty(),
                     "block_layout::from_offsets: offsets is empty, n blocks need n + 1 offsets");
     detail::require(offsets[0] == 0, "block_layout::from_offsets: offsets[0] is ", offsets[0],
@@ -55,7 +74,7 @@ class block_layout {
       const index_t length = offsets[b] - offsets[b - 1];
       layout.append_block("block_layout::from_offsets", length, length);
     }
-    layout.close_sequence();
+    layout.close_sequence(false);
     return layout;
   }
 
@@ -77,23 +96,24 @@ class block_layout {
     return {at(offsets_, blocks.begin), at(offsets_, blocks.end)};
   }
 
-  /// The last block of a sequence, which must have one.
-  index_t final_block(index_t sequence) const {
-    const index_range blocks = sequence_blocks(sequence);
-    detail::require(!blocks.empty(), "block_layout::final_block: sequence ", sequence,
-                    " has no blocks");
-    return blocks.end - 1;
+  /// True when the last block of a sequence was declared final.
+  bool has_final_block(index_t sequence) const {
+    static_cast<void>(sequence_blocks(sequence));  // refuses what is no sequence
+    return has_final_[static_cast<std::size_t>(sequence)];
   }
+
+  /// The last block of a sequence, which must have a final one.
+  index_t final_block(index_t sequence) const;
 
   /// O(log sequences).
   index_t sequence_of_block(index_t block) const {
     return find("sequence_of_block", sequence_begin_, "block", block);
   }
 
-  /// True for the last block of its sequence. O(log sequences).
+  /// True for the final block of its sequence. O(log sequences).
   bool is_final(index_t block) const {
     const index_t sequence = sequence_of_block(block);
-    return block == at(sequence_begin_, sequence + 1) - 1;
+    return has_final_block(sequence) && block == at(sequence_begin_, sequence + 1) - 1;
   }
 
   /// The (non-empty) block that holds a token. O(log blocks).
@@ -155,6 +175,7 @@ class block_layout {
 
  private:
   friend block_layout pack_sequences(std::span<const block_layout> parts);
+  friend block_layout with_final_block(block_layout layout);
   friend block_layout with_sink_tokens(const block_layout& layout,
                                        const sink_token_options& options);
 
@@ -190,35 +211,44 @@ class block_layout {
     offsets_.push_back(this->tokens() + tokens);
     source_offsets_.push_back(this->source_tokens() + source_tokens);
   }
-  void close_sequence() { sequence_begin_.push_back(blocks()); }
+  void append_blocks(std::string_view function,
+                     std::string_view argument,
+                     const std::vector<index_t>& lengths) {
+    for (std::size_t b = 0; b < lengths.size(); ++b) {
+      detail::require(lengths[b] >= 0, function, ": ", argument, "[", b, "] is ", lengths[b],
+                      ", must not be negative");
+      append_block(function, lengths[b], lengths[b]);
+    }
+  }
+  void close_sequence(bool has_final) {
+    sequence_begin_.push_back(blocks());
+    has_final_.push_back(has_final);
+  }
 
   std::vector<index_t> offsets_ = {0};         // (blocks + 1) first token of each block
   std::vector<index_t> source_offsets_ = {0};  // (blocks + 1) first source token of each block
   std::vector<index_t> sequence_begin_ = {0};  // (sequences + 1) first block of each sequence
+  std::vector<bool> has_final_;                // (sequences) the last block is the final one
   sink_token_options sinks_ = {.tokens_per_block = 0};
 };
 
-/// Puts the sequences of several layouts one after the other on one axis: sequence, block and token
-/// numbers of a part are shifted by those of the parts before it. O(blocks).
-/// Errors: parts with different sink options; more than max_axis_tokens in total.
-inline block_layout pack_sequences(std::span<const block_layout> parts) {
-  block_layout packed;
-  if (!parts.empty()) packed.sinks_ = parts[0].sinks_;
-  for (std::size_t p = 0; p < parts.size(); ++p) {
-    const block_layout& part = parts[p];
-    detail::require(part.sinks_ == packed.sinks_, "pack_sequences: parts[", p,
-                    "] has other sink token options than parts[0] (", part.sinks_.tokens_per_block,
-                    " and ", packed.sinks_.tokens_per_block,
-                    " tokens per block); pack first, then insert sinks");
-    for (index_t s = 0; s < part.sequences(); ++s) {
-      const index_range blocks = part.sequence_blocks(s);
-      for (index_t b = blocks.begin; b < blocks.end; ++b) {
-        packed.append_block("pack_sequences", part.block(b).size(), part.source_range(b).size());
-      }
-      packed.close_sequence();
-    }
-  }
-  return packed;
+namespace detail {
+
+/// Refuses a sequence without a final block, for what needs to know which block sees all.
+inline void require_final_block(std::string_view place,
+                                const block_layout& layout,
+                                index_t sequence) {
+  require(layout.has_final_block(sequence), place, ": sequence ", sequence, " has ",
+          layout.sequence_blocks(sequence).size(),
+          " blocks and none of them is its final block; name it: block_layout::from_lengths({.context = ..., "
+          ".final_block = ...}) or with_final_block(layout)");
+}
+
+}  // namespace detail
+
+inline index_t block_layout::final_block(index_t sequence) const {
+  detail::require_final_block("block_layout::final_block", *this, sequence);
+  return sequence_blocks(sequence).end - 1;
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI

@@ -43,7 +43,7 @@ inline block_layout with_sink_tokens(const block_layout& layout,
                       max_axis_tokens, " tokens");
       result.append_block("with_sink_tokens", shared ? length : length + sinks, length);
     }
-    result.close_sequence();
+    result.close_sequence(layout.has_final_block(s));
   }
   return result;
 }

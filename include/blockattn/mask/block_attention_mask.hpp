@@ -26,13 +26,15 @@ struct block_attention_options {
 /// shows them to every later block. A shared set belongs to every block of its sequence, so all
 /// blocks see it whatever the choice.
 ///
-/// The mask has at most 3 slices per block. O(blocks log blocks).
+/// The mask has at most 3 slices per block. O(blocks log blocks). Errors: a sequence of blocks
+/// without a final one.
 inline attention_mask block_attention_mask(const block_layout& layout,
                                            const block_attention_options& options = {}) {
   std::vector<slice> slices;
   for (index_t s = 0; s < layout.sequences(); ++s) {
     const index_range blocks = layout.sequence_blocks(s);
     if (blocks.empty()) continue;
+    detail::require_final_block("block_attention_mask", layout, s);
     const index_range final_tokens = layout.block(blocks.end - 1);
     // The final block sees one causal run of keys, interrupted by hidden sinks.
     index_t run_begin = layout.sequence_tokens(s).begin;

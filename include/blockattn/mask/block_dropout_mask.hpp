@@ -12,7 +12,7 @@ namespace blockattn::inline BLOCKATTN_ABI {
 /// A drawn mask and what the loss needs to know of it.
 struct block_dropout_draw {
   attention_mask mask;
-  /// (sequences) the block that has the final block's role; -1 for a sequence without blocks.
+  /// (sequences) the block that has the final block's role; -1 for a sequence without one.
   std::vector<index_t> final_blocks;
   /// (tokens) 1 where a row learns to read other blocks, and may carry loss: the tokens, without
   /// sinks, of all blocks (hide_pairs), of the final block (hide_context, random_final) or of the
@@ -111,7 +111,8 @@ inline void add_earlier_block(block_slice_merger& merger,
 /// Neighbouring blocks are merged into one slice where they form one. O(blocks^2) time and slices
 /// at worst (hide_pairs, or sinks seen apart from their block), else O(blocks log blocks); plus
 /// O(tokens) for loss_tokens. Errors: keep_probability outside [0, 1] or NaN; exempt_final_block
-/// with a rule other than hide_pairs; a value that is in no enumeration.
+/// with a rule other than hide_pairs; a value that is in no enumeration; a sequence of blocks
+/// without a final one, unless the rule is hide_pairs without exempt_final_block.
 inline block_dropout_draw draw_block_dropout(const block_layout& layout,
                                              const block_dropout_options& options) {
   using scope = detail::sequence_dropout::scope;
@@ -122,6 +123,8 @@ inline block_dropout_draw draw_block_dropout(const block_layout& layout,
   const bool sinks_follow_block = !layout.has_sinks() ||
                                   options.sink_visibility == sink_visibility::own_and_final ||
                                   layout.sink_options().sharing == sink_sharing::shared;
+  const bool needs_final_block =
+      options.rule != block_dropout_rule::hide_pairs || options.exempt_final_block;
   index_t shared_sets = 0;
   for (index_t s = 0; s < layout.sequences(); ++s) {
     index_range blocks = layout.sequence_blocks(s);
@@ -129,6 +132,7 @@ inline block_dropout_draw draw_block_dropout(const block_layout& layout,
       draw.final_blocks.push_back(-1);
       continue;
     }
+    if (needs_final_block) detail::require_final_block("draw_block_dropout", layout, s);
     index_range shared_set;
     if (layout.is_shared_sink_block(blocks.begin)) {
       shared_set = layout.block(blocks.begin++);
@@ -138,7 +142,7 @@ inline block_dropout_draw draw_block_dropout(const block_layout& layout,
       merger.end_row();
     }
     const detail::sequence_dropout dropout(layout, blocks, shared_sets, options);
-    draw.final_blocks.push_back(dropout.final_block());
+    draw.final_blocks.push_back(layout.has_final_block(s) ? dropout.final_block() : -1);
     for (index_t b = blocks.begin; b <= dropout.final_block(); ++b) {
       const index_range queries = layout.block(b);
       if (queries.empty()) continue;

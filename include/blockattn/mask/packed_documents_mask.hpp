@@ -3,7 +3,6 @@
 
 #include <blockattn/layout/block_layout.hpp>
 #include <blockattn/mask/attention_mask.hpp>
-#include <span>
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
@@ -32,7 +31,7 @@ inline attention_mask packed_documents_mask(const block_layout& layout,
 }
 
 /// The same from the lengths of the documents. Errors: those of block_layout::from_lengths.
-inline attention_mask packed_documents_mask(std::span<const index_t> lengths,
+inline attention_mask packed_documents_mask(const index_list& lengths,
                                             document_attention attention) {
   const block_layout documents = block_layout::from_lengths(lengths);
   std::vector<slice> slices;
