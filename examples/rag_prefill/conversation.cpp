@@ -48,8 +48,10 @@ std::vector<float> conversation::extend(std::span<const token> tokens,
         .queries = {0, in.q.tokens},
         .segments = segments_[static_cast<std::size_t>(layer)],
         .tail = {.k = own(own_keys_, layer, keys), .v = own(own_values_, layer, keys)}};
-    const auto job = ba::cpu::prepare_attend_blocks<float>(
-        {.q = in.q, .o = in.o, .sequences = std::span(&sequence, 1)}, {.rope = &model_.rope()});
+    const ba::attend_arguments<float> arguments = {
+        .q = in.q, .o = in.o, .sequences = std::span(&sequence, 1)};
+    const auto job =
+        ba::cpu::prepare_attend_blocks<float>(arguments, {.rope = &model_.rope()});
     ba::cpu::run_job("conversation::extend", job, workers,
                      scratch_.of_size(job.workspace_size(workers.concurrency())));
   };

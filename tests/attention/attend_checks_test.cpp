@@ -19,6 +19,7 @@ constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 /// sequences, the first with two segments and a tail, the second with one segment.
 struct call {
   std::vector<float> memory = std::vector<float>(5 * 4 * 16);
+  std::vector<float> results = std::vector<float>(5 * 4 * 17);
   rope rotation = rope({.head_dim = 8});
   rope other_rotation = rope({.head_dim = 16});
   std::vector<key_segment<>> first = {segment(3), segment(2)};
@@ -27,8 +28,8 @@ struct call {
       {.queries = {0, 2}, .segments = first, .tail = segment(2)},
       {.queries = {3, 5}, .segments = second}};
   attend_arguments<> arguments = {.q = token_major<const float>(memory.data(), 5, 4, 8),
-                                  .o = token_major(memory.data(), 5, 4, 16),
-                                  .lse = token_major_lse(memory.data(), 5, 4),
+                                  .o = token_major(results.data(), 5, 4, 16),
+                                  .lse = token_major_lse(results.data() + 5 * 4 * 16, 5, 4),
                                   .sequences = sequences};
   attend_options options = {.rope = &rotation};
 
@@ -130,11 +131,11 @@ TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
           c.arguments.sink_logits = {c.memory.data(), 3};
         }) == "f: 3 sink_logits for 4 query heads");
   CHECK(refusal([](call& c) { c.options.scale = not_a_number; }) ==
-        "f: options.scale is nan, must be finite in the accumulator");
+        "f: options.scale is nan, must be finite in the accumulator, also times log2(e)");
   CHECK(refusal([](call& c) { c.options.softcap = -2; }) ==
-        "f: options.softcap is -2.000000, must be finite in the accumulator and >= 0");
+        "f: options.softcap is -2, must be >= 0 and finite in the accumulator, also times log2(e)");
   CHECK(refusal([](call& c) { c.options.softcap = infinity; }) ==
-        "f: options.softcap is inf, must be finite in the accumulator and >= 0");
+        "f: options.softcap is inf, must be >= 0 and finite in the accumulator, also times log2(e)");
 }
 
 TEST_CASE("check_attend refuses bad query ranges in a sentence", "[attend_checks]") {
@@ -184,8 +185,8 @@ TEST_CASE("check_attend refuses bad numbers of a segment", "[attend_checks]") {
            weight_scale + " must be finite and log_weight " + weight +
            " finite or -inf, in the accumulator";
   };
-  const std::string zero = "0.000000";
-  const std::string one = "1.000000";
+  const std::string zero = "0";
+  const std::string one = "1";
   CHECK(refusal([](call& c) { c.second[0].query_shift = infinity; }) ==
         numbers("inf", one, one, zero));
   CHECK(refusal([](call& c) { c.second[0].score_scale = not_a_number; }) ==
@@ -197,7 +198,7 @@ TEST_CASE("check_attend refuses bad numbers of a segment", "[attend_checks]") {
   CHECK(refusal([](call& c) { c.second[0].log_weight = not_a_number; }) ==
         numbers(zero, one, one, "nan"));
   CHECK(refusal([](call& c) { c.second[0].query_shift = 0x1p53; }) ==
-        place + "query_shift 9007199254740992.000000 is beyond +-4503599627370496.000000");
+        place + "query_shift 9007199254740992 is beyond +-4503599627370496");
 }
 
 TEST_CASE("check_attend refuses a shift that no rope can make", "[attend_checks]") {
@@ -205,7 +206,7 @@ TEST_CASE("check_attend refuses a shift that no rope can make", "[attend_checks]
   CHECK(refusal([](call& c) {
           c.second[0].query_shift = -7;
           c.options.rope = nullptr;
-        }) == place + "query_shift is -7.000000 but options.rope is null");
+        }) == place + "query_shift is -7 but options.rope is null");
   CHECK(refusal([](call& c) {
           c.second[0].query_shift = -7;
           c.options.rope = &c.other_rotation;
@@ -222,4 +223,39 @@ TEST_CASE("check_attend refuses two weights in one partition", "[attend_checks]"
         }) == "f: sequence 0, segment 1: partition 7" + text);
   CHECK(refusal([](call& c) { c.sequences[0].tail.log_weight = 2; }) ==
         "f: sequence 0, segment 2: partition 0" + text);
+}
+
+TEST_CASE("check_attend refuses outputs over anything that is read", "[attend_checks]") {
+  CHECK(refusal([](call& c) { c.second[0].k.data = c.results.data() + 300; })
+            .starts_with("f: sequence 1, segment 0: o and k overlap in memory"));
+  CHECK(refusal([](call& c) { c.sequences[0].tail.v.data = c.results.data() + 319; })
+            .starts_with("f: sequence 0, segment 2: o and v overlap in memory"));
+  CHECK(refusal([](call& c) { c.first[1].v.data = c.arguments.lse.data; })
+            .starts_with("f: sequence 0, segment 1: lse and v overlap in memory"));
+  CHECK(refusal([](call& c) { c.arguments.q.data = c.results.data() + 1; })
+            .starts_with("f: o and q overlap in memory"));
+  CHECK(refusal([](call& c) { c.arguments.lse.data = c.results.data() + 7; })
+            .starts_with("f: o and lse overlap in memory"));
+}
+
+TEST_CASE("check_attend refuses numbers that no axis or accumulator holds", "[attend_checks]") {
+  CHECK(refusal([](call& c) {
+          c.second[0].k.tokens = c.second[0].v.tokens = index_t{1} << 62;
+        }) == "f: sequence 1, segment 0: k has 4611686018427387904 tokens, at most 2147483648 are "
+              "allowed");
+  CHECK(refusal([](call& c) { c.arguments.q.tokens = index_t{1} << 62; })
+            .starts_with("f: q has 4611686018427387904 tokens, at most 2147483648"));
+  CHECK(refusal([](call& c) {
+          c.options.scale = 1e30;
+          c.first[0].score_scale = 1e10;
+        }) == "f: sequence 0, segment 0: score_scale 1e+10 times scale 1e+30 is beyond the "
+              "accumulator");
+  CHECK(refusal([](call& c) {
+          c.options.softcap = 2;
+          c.options.scale = 1e30;
+          c.first[0].score_scale = 1.5e38;
+        }) == "f: sequence 0, segment 0: score_scale 1.5e+38 times softcap 2 is beyond the "
+              "accumulator");
+  CHECK(refusal([](call& c) { c.first[0].k.token_stride = 0; })
+            .starts_with("f: sequence 0, segment 0: k has strides 0 (tokens) and 8 (heads)"));
 }

@@ -27,9 +27,11 @@ TEST_CASE("check_backward accepts what is unusual but right") {
           a.sink_logits = {};
           a.d_sink_logits = {};
         }) == "no error");
-  // Inputs may be read twice through any strides; gradients may run backwards.
+  // Inputs may be read twice through any strides, 0 by name; gradients may run backwards.
   CHECK(accepted([](arguments& a) {
           a.d_o.token_stride = a.k.head_stride = a.lse.token_stride = 0;
+          a.d_o.broadcast = a.k.broadcast = a.lse.broadcast = true;
+          a.d_q.data += 4 * a.d_q.token_stride;
           a.d_q.token_stride = -a.d_q.token_stride;
         }) == "no error");
   // Empty tensors need neither memory nor strides.

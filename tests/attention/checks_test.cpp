@@ -27,12 +27,15 @@ TEST_CASE("check_forward accepts what is unusual but right") {
   CHECK(accepted([](arguments& a, options&) { a.sink_logits = {}; }) == "no error");
   CHECK(accepted([](arguments&, options& o) { o.scale = 0; }) == "no error");
   CHECK(accepted([](arguments&, options& o) { o = {.scale = -2, .softcap = 30}; }) == "no error");
-  // Inputs may be read twice through any strides; outputs may run backwards.
+  // Inputs may be read twice through any strides, 0 by name; outputs may run backwards.
   CHECK(accepted([](arguments& a, options&) {
           a.q.token_stride = a.k.head_stride = a.v.token_stride = 0;
-          a.k.token_stride = -3;
+          a.q.broadcast = a.k.broadcast = a.v.broadcast = true;
+          a.k.token_stride = 3;
         }) == "no error");
   CHECK(accepted([](arguments& a, options&) {
+          a.o.data += 4 * a.o.token_stride;
+          a.lse.data += 4 * a.lse.token_stride;
           a.o.token_stride = -a.o.token_stride;
           a.lse.token_stride = -a.lse.token_stride;
         }) == "no error");
@@ -57,6 +60,6 @@ TEST_CASE("check_forward accepts what is unusual but right") {
 
 TEST_CASE("the default scale is 1 / sqrt(head_dim)") {
   CHECK(detail::resolved_scale({}, 64) == 0.125);
-  CHECK(detail::resolved_scale({.scale = 0}, 64) == 0);
-  CHECK(detail::resolved_scale({.scale = -3}, 64) == -3);
+  CHECK(detail::resolved_scale(0.0, 64) == 0);
+  CHECK(detail::resolved_scale(-3.0, 64) == -3);
 }

@@ -17,10 +17,11 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 /// A valid merge of two states of (5, 4, 16), whose parts a test spoils.
 struct call {
   std::vector<float> memory = std::vector<float>(5 * 4 * 16);
+  std::vector<float> results = std::vector<float>(5 * 4 * 17);
   std::vector<partial_state<float>> states = {state(), state()};
   merge_arguments<float> arguments = {.states = states,
-                                      .o = token_major(memory.data(), 5, 4, 16),
-                                      .lse = token_major_lse(memory.data(), 5, 4)};
+                                      .o = token_major(results.data(), 5, 4, 16),
+                                      .lse = token_major_lse(results.data() + 5 * 4 * 16, 5, 4)};
 
   partial_state<float> state() {
     return {.o = token_major<const float>(memory.data(), 5, 4, 16),
@@ -95,8 +96,35 @@ TEST_CASE("check_merge refuses weights that are not numbers", "[merge_arguments]
     return "f: state 0: log_weight_scale " + scale + " must be finite and log_weight " + weight +
            " finite or -inf, in the accumulator";
   };
-  CHECK(refusal([](call& c) { c.states[0].log_weight_scale = infinity; }) ==
-        text("inf", "0.000000"));
-  CHECK(refusal([](call& c) { c.states[0].log_weight = infinity; }) == text("1.000000", "inf"));
-  CHECK(refusal([](call& c) { c.states[0].log_weight = std::nan(""); }) == text("1.000000", "nan"));
+  CHECK(refusal([](call& c) { c.states[0].log_weight_scale = infinity; }) == text("inf", "0"));
+  CHECK(refusal([](call& c) { c.states[0].log_weight = infinity; }) == text("1", "inf"));
+  CHECK(refusal([](call& c) { c.states[0].log_weight = std::nan(""); }) == text("1", "nan"));
+}
+
+TEST_CASE("check_merge lets the result take the place of a state, and no other overlap",
+          "[merge_arguments]") {
+  CHECK(refusal([](call& c) { c.arguments.o.data = c.memory.data(); }).starts_with(
+      "f: state 0: o of the result and lse overlap in memory"));  // states share their memory
+  const auto apart = [](call& c) {
+    for (auto& state : c.states) state.lse.data = c.results.data();
+    c.arguments.lse = {};
+    c.arguments.o.data = c.memory.data();
+  };
+  CHECK(refusal(apart).empty());
+  CHECK(refusal([&](call& c) {
+          apart(c);
+          c.arguments.o = head_major(c.memory.data(), 5, 4, 16);
+        }).starts_with("f: state 0: o of the result and o overlap in memory"));
+  CHECK(refusal([&](call& c) {
+          apart(c);
+          c.arguments.lse = {c.results.data(), 5, 4, 4, 1};
+        }).empty());
+  CHECK(refusal([&](call& c) {
+          apart(c);
+          c.arguments.lse = {c.results.data() + 1, 5, 4, 4, 1};
+        }).starts_with("f: state 0: lse of the result and lse overlap in memory"));
+  CHECK(refusal([&](call& c) {
+          apart(c);
+          c.states[1].row_log_weights = token_major_lse<const float>(c.memory.data() + 100, 5, 4);
+        }).starts_with("f: state 1: o of the result and row_log_weights overlap in memory"));
 }

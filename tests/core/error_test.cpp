@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include <blockattn/core/error.hpp>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -18,7 +19,19 @@ TEST_CASE("sentence joins text of every kind with numbers") {
   CHECK(detail::sentence("a", std::string(" b"), std::string_view(" c"), ' ', 'd') == "a b c d");
   CHECK(detail::sentence("n is ", std::int64_t{-9007199254740993}) == "n is -9007199254740993");
   CHECK(detail::sentence(true, " and ", false) == "true and false");
-  CHECK(detail::sentence(0.5F).substr(0, 3) == "0.5");
+}
+
+TEST_CASE("numbers are the shortest text that reads back") {
+  CHECK(detail::sentence(0.5F) == "0.5");
+  CHECK(detail::sentence(0.1F, " ", 0.1) == "0.1 0.1");
+  CHECK(detail::sentence(1e-40) == "1e-40");
+  CHECK(detail::sentence(-3.0) == "-3");
+  CHECK(detail::sentence(1e300) == "1e+300");
+  CHECK(detail::sentence(std::numeric_limits<double>::denorm_min()) == "5e-324");
+  CHECK(detail::sentence(-std::numeric_limits<float>::infinity()) == "-inf");
+  CHECK(detail::sentence(0.1L).substr(0, 3) == "0.1");
+  const double third = 1.0 / 3;
+  CHECK(std::stod(detail::sentence(third)) == third);
 }
 
 TEST_CASE("require throws error with its sentence only when the condition is false") {

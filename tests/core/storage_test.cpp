@@ -34,6 +34,9 @@ static_assert(storage_scalar<float> && storage_scalar<const float> && storage_sc
 static_assert(storage_scalar<bfloat16> && storage_scalar<float16>);
 static_assert(storage_scalar<Eigen::bfloat16> && storage_scalar<const Eigen::half>);
 static_assert(storage_scalar<engine_half>);
+#ifdef __FLT16_MAX__
+static_assert(format_of<blockattn::detail::native_float16> == storage_format::fp16);
+#endif
 static_assert(!storage_scalar<int> && !storage_scalar<std::uint16_t> && !storage_scalar<bool>);
 static_assert(!storage_scalar<long double> && !storage_scalar<not_a_scalar>);
 
@@ -220,4 +223,17 @@ TEST_CASE("fp32 and fp64 are loaded and stored as they are") {
   CHECK(load_scalar(wide) == 0.1);
   static_assert(std::is_same_v<decltype(load_scalar(wide)), double>);
   static_assert(std::is_same_v<decltype(load_scalar(narrow)), float>);
+}
+
+TEST_CASE("halves that are stored as plain integers are read by their name") {
+  std::uint16_t bits[2] = {0x3c00, 0x3f80};  // 1 as fp16, 1 as bf16
+  CHECK(load_scalar(*as_float16(bits)) == 1.0F);
+  CHECK(load_scalar(*as_bfloat16(bits + 1)) == 1.0F);
+  const std::uint16_t* const constant = bits;
+  CHECK(load_scalar(as_float16(constant)[0]) == 1.0F);
+  CHECK(load_scalar(as_bfloat16(constant)[1]) == 1.0F);
+  store_scalar(*as_float16(bits), -2.0F);
+  store_scalar(as_bfloat16(bits)[1], -2.0F);
+  CHECK(bits[0] == 0xc000);
+  CHECK(bits[1] == 0xc000);
 }

@@ -65,6 +65,24 @@ TEST_CASE("workspace_buffer owns aligned bytes of the size asked for", "[workspa
   }
 }
 
+TEST_CASE("a workspace beyond any memory is refused, not wrapped around", "[workspace]") {
+  using blockattn::detail::saturating_multiply;
+  using blockattn::detail::too_large;
+  static_assert(saturating_multiply(index_t{1} << 31, index_t{1} << 31) == index_t{1} << 62);
+  static_assert(saturating_multiply(index_t{1} << 32, index_t{1} << 31) == too_large);
+  static_assert(saturating_multiply(0, too_large, 3) == 0);
+  static_assert(saturating_multiply(index_t{1} << 31, index_t{1} << 31, 8) == too_large);
+  static_assert(blockattn::detail::saturating_add(too_large - 1, 1) == too_large);
+  static_assert(blockattn::detail::saturating_add(too_large, 5) == too_large);
+  blockattn::detail::workspace_layout layout;
+  layout.take<float>(index_t{1} << 62);
+  layout.take<float>(index_t{1} << 62);
+  CHECK(layout.size() > index_t{1} << 62);
+  CHECK_THROWS_WITH(workspace_buffer(layout.size()), contains("more than any machine has"));
+  const workspace_buffer buffer(64);
+  CHECK_THROWS_AS(blockattn::detail::check_workspace("f", buffer.bytes(), layout.size()), error);
+}
+
 TEST_CASE("check_workspace refuses what is small or misaligned", "[workspace]") {
   using blockattn::detail::check_workspace;
   const workspace_buffer buffer(256);

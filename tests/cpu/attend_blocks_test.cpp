@@ -44,7 +44,8 @@ void check_case(const attend_case& c) {
 
   const attend_tensors<Q, K, V, O> shuffled(c);
   shuffling_executor workers(3, c.seed);
-  const auto job = cpu::prepare_attend_blocks<Q, K, V, O>(shuffled.arguments(), shuffled.options());
+  const auto arguments = shuffled.arguments();
+  const auto job = cpu::prepare_attend_blocks<Q, K, V, O>(arguments, shuffled.options());
   const index_t size = cpu::workspace_size(job, workers.concurrency());
   const workspace_buffer buffer(size + 64);
   std::memset(buffer.bytes().data(), 0xff, buffer.bytes().size());
@@ -206,7 +207,8 @@ TEST_CASE("engine threads run attend_blocks phase by phase", "[attend_blocks]") 
   const attend_tensors<float, float, float, float> serial(c);
   cpu::attend_blocks<float>(serial.arguments(), serial.options());
   const attend_tensors<float, float, float, float> threaded(c);
-  const auto job = cpu::prepare_attend_blocks<float>(threaded.arguments(), threaded.options());
+  const auto arguments = threaded.arguments();
+  const auto job = cpu::prepare_attend_blocks<float>(arguments, threaded.options());
   constexpr index_t threads = 3;
   const workspace_buffer workspace(cpu::workspace_size(job, threads));
   for (index_t phase = 0; phase < job.phases(); ++phase) {

@@ -174,7 +174,7 @@ TEST_CASE("cuda::merge refuses every bad argument in a sentence") {
         "cuda::merge: state 1: lse is missing");
   CHECK(sentence([](arguments&, states& s) {
           s[0].log_weight = 1e300;
-        }).starts_with("cuda::merge: state 0: log_weight_scale 1.000000 must be finite"));
+        }).starts_with("cuda::merge: state 0: log_weight_scale 1 must be finite"));
   CHECK(sentence([](arguments&, states&) {}, 33) ==
         "cuda::merge: workspace has 0 bytes, needs 2904");
   CHECK(sentence([](arguments& a, states& s) {

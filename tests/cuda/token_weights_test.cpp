@@ -80,6 +80,6 @@ TEST_CASE("cuda::token_weights refuses bad arguments in a sentence") {
   };
   refused(1, 0, {}, "1 scores for 2 weights");
   refused(2, 1, {}, "ignored has 1 entries for 2 weights");
-  refused(2, 0, {.fraction = 0}, "options.fraction is 0.000000, must be in (0, 1]");
-  refused(2, 0, {.floor = 2, .cap = 1}, "options.floor is 2.000000 and options.cap 1.000000");
+  refused(2, 0, {.fraction = 0}, "options.fraction is 0, must be in (0, 1]");
+  refused(2, 0, {.floor = 2, .cap = 1}, "options.floor is 2 and options.cap 1");
 }

@@ -43,8 +43,12 @@ TEST_CASE("a distillation loss refuses options out of range", "[distillation_che
   for (const double bad : {-0.1, 1.1, std::nan("")}) {
     refused("options.label_weight is ", [bad](auto& o) { o.label_weight = bad; });
   }
-  refused("options.total_weight is -1.000000, must be finite and >= 0",
+  refused("options.total_weight is -1, must be finite and >= 0",
           [](auto& o) { o.total_weight = -1; });
+  refused("options.divergence is 3, not one of its enumerators 0 to 2",
+          [](auto& o) { o.divergence = static_cast<divergence>(3); });
+  refused("options.temperature_factor is -1",
+          [](auto& o) { o.temperature_factor = static_cast<temperature_factor>(-1); });
   refused("options.gradient_scale is inf, must be finite",
           [](auto& o) { o.gradient_scale = std::numeric_limits<double>::infinity(); });
 }
@@ -71,9 +75,13 @@ TEST_CASE("a distillation loss refuses tensors that do not fit", "[distillation_
           [](auto& a, auto&, auto&) { a.d_student.vocabulary = 9; });
   refused("rows of d_student overlap: vocabulary 10, token_stride 9",
           [](auto& a, auto&, auto&) { a.d_student.token_stride = 9; });
-  refused("d_student would overwrite the teacher's logits",
+  refused("d_student and teacher overlap in memory",
           [](auto& a, auto&, auto& test) { a.d_student = test.logits(test.teacher); });
-  refused("d_student begins where student does, but has token_stride 99",
+  refused("token_losses and weights overlap in memory", [](auto& a, auto&, auto& test) {
+    a.weights = test.token_losses;
+    a.token_losses = test.token_losses;
+  });
+  refused("d_student and student overlap in memory: d_student covers",
           [](auto& a, auto&, auto& test) {
             a.d_student = test.logits(test.student);
             a.d_student.token_stride = 99;
@@ -87,7 +95,7 @@ TEST_CASE("a distillation loss refuses weights and labels that do not fit",
   };
   refused("weights has 2 entries for 3 tokens",
           [](auto& a, auto&, auto& test) { a.weights = std::span(test.weights).first(2); });
-  refused("weights[1] is -1.000000, must be finite and >= 0",
+  refused("weights[1] is -1, must be finite and >= 0",
           [](auto&, auto&, auto& test) { test.weights[1] = -1; });
   refused("weights[2] is", [](auto&, auto&, auto& test) { test.weights[2] = std::nanf(""); });
   refused("ignored has 1 entries for 3 tokens",
@@ -114,14 +122,14 @@ TEST_CASE("a distillation loss refuses top-k teachers that do not fit", "[distil
           [](auto&, auto&, auto& test) { test.ids[2] = test.ids[3] = 4; });
   refused("top_k.ids[1] is 10 after", [](auto&, auto&, auto& test) { test.ids[1] = 10; });
   refused("top_k.ids[0] is -1 after -1", [](auto&, auto&, auto& test) { test.ids[0] = -1; });
-  refused("top_k.log_probabilities[4] is 0.500000, must be finite and <= 0",
+  refused("top_k.log_probabilities[4] is 0.5, must be finite and <= 0",
           [](auto&, auto&, auto& test) { test.log_probabilities[4] = 0.5F; });
   refused("top_k.log_probabilities[0] is -inf", [](auto&, auto&, auto& test) {
     test.log_probabilities[0] = -std::numeric_limits<float>::infinity();
   });
   refused("top_k.rest_mass has 2 entries for 3 tokens",
           [](auto& a, auto&, auto&) { a.top_k.rest_mass = a.top_k.rest_mass.first(2); });
-  refused("top_k.rest_mass[2] is 1.500000, must be in [0, 1]",
+  refused("top_k.rest_mass[2] is 1.5, must be in [0, 1]",
           [](auto&, auto&, auto& test) { test.rest_mass[2] = 1.5F; });
 }
 
@@ -143,4 +151,15 @@ TEST_CASE("a workspace that does not fit is refused before anything is written",
   const auto rows = [&](index_t concurrency) { return workspace_size(job, concurrency); };
   CHECK(rows(3) - rows(2) == rows(2) - rows(1));
   CHECK(rows(2) - rows(1) <= 3 * (10 * 4 + 64) + 3 * 64);
+}
+
+TEST_CASE("the weight of an ignored token may be anything", "[distillation_checks]") {
+  random_source random(351);
+  distillation_case<float> test(random, {.tokens = 3, .vocabulary = 10, .plain = true}, {});
+  test.weights[1] = std::nanf("");
+  const std::vector<std::uint8_t> ignored = {0, 1, 0};
+  auto arguments = test.arguments();
+  arguments.ignored = ignored;
+  CHECK(std::isfinite(distillation_loss(arguments, {})));
+  CHECK(std::isfinite(reference::distillation_loss(arguments, {})));
 }

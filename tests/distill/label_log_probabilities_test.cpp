@@ -77,6 +77,10 @@ TEST_CASE("label_gaps is the absolute difference", "[label_log_probabilities]") 
   CHECK(block == std::vector<float>{3, 0, 2});
   CHECK_THROWS_WITH(label_gaps(full, std::vector<float>(2), block),
                     contains("label_gaps: 3 log-probabilities of the teacher, 2 of the student"));
+  std::vector<float> four(4);
+  CHECK_THROWS_WITH(label_gaps(std::span(four).first(3), block, std::span(four).last(3)),
+                    contains("label_gaps: scores and teacher overlap in memory"));
+  CHECK_NOTHROW(label_gaps(four, four, four));
 }
 
 TEST_CASE("label_log_probabilities refuses bad arguments in a sentence, before it writes",
@@ -97,6 +101,11 @@ TEST_CASE("label_log_probabilities refuses bad arguments in a sentence, before i
           "label_log_probabilities: labels[1] is 10 but the vocabulary has 10 tokens");
   refused(view, std::span(labels).first(1), found, "labels has 1 entries for 2 tokens");
   refused(view, labels, std::span(found).first(1), "log_probabilities has 1 entries for 2 tokens");
+  CHECK_THROWS_WITH(label_log_probabilities({.logits = dense_logits(found.data(), 1, 2),
+                                             .labels = std::span(labels).first(1),
+                                             .log_probabilities = std::span<float>(found).last(1)}),
+                    contains("log_probabilities and logits overlap in memory"));
+  refused({logits.data(), 2, 10, 0}, labels, found, "logits has strides 0 (tokens)");
   refused({nullptr, 2, 10, 10}, labels, found, "logits.data is null");
   refused({logits.data(), 2, 0, 10}, labels, found, "logits has 2 tokens over an empty vocabulary");
 }

@@ -88,12 +88,19 @@ TEST_CASE("token_weights refuses bad arguments in a sentence, before it writes",
   };
   refused({1}, {}, "token_weights: 1 scores for 2 weights");
   refused({1, 2}, {}, "ignored has 1 entries for 2 weights", {0});
-  refused({1, -2}, {}, "scores[1] is -2.000000, must be finite and >= 0");
+  refused({1, -2}, {}, "scores[1] is -2, must be finite and >= 0");
   refused({std::nanf(""), 1}, {}, "scores[0] is");
   refused({std::numeric_limits<float>::infinity(), 1}, {}, "scores[0] is inf");
-  refused({1, 2}, {.fraction = 0}, "options.fraction is 0.000000, must be in (0, 1]");
+  refused({1, 2}, {.fraction = 0}, "options.fraction is 0, must be in (0, 1]");
   refused({1, 2}, {.fraction = 1.5}, "options.fraction is 1.5");
   refused({1, 2}, {.floor = -1}, "options.floor is -1");
-  refused({1, 2}, {.floor = 2, .cap = 1}, "options.floor is 2.000000 and options.cap 1.000000");
+  refused({1, 2}, {.floor = 2, .cap = 1}, "options.floor is 2 and options.cap 1");
   refused({1, 2}, {.floor = 0, .cap = 0}, "cap > 0");
+  refused({1, 2}, {.weighting = static_cast<token_weighting>(3)}, "options.weighting is 3");
+  std::vector<float> three = {1, 2, 3};
+  CHECK_THROWS_WITH(token_weights({.scores = std::span(three).first(2),
+                                   .weights = std::span(three).last(2)},
+                                  {}),
+                    contains("token_weights: weights and scores overlap in memory"));
+  CHECK_NOTHROW(token_weights({.scores = three, .weights = three}, {}));
 }

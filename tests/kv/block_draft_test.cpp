@@ -17,11 +17,19 @@ const kv::block_shape mixed = {.layers = 3,
                                .key_format = storage_format::bf16,
                                .value_format = storage_format::fp32};
 
+kv::block_key key_of_mixed() {
+  const std::vector<std::int32_t> tokens = {1, 2, 3, 4, 5};
+  return kv::block_key({.tokens = tokens,
+                        .model_fingerprint = "model",
+                        .key_format = mixed.key_format,
+                        .value_format = mixed.value_format});
+}
+
 }  // namespace
 
 TEST_CASE("The rows of a draft cover its memory without overlap", "[kv]") {
   kv::block_store store({.byte_budget = kv::block_bytes(mixed)});
-  const kv::block_draft draft = store.begin_insert(key_of(1), mixed);
+  const kv::block_draft draft = store.begin_insert(key_of_mixed(), mixed);
   REQUIRE(draft);
   const std::byte* const begin = reinterpret_cast<const std::byte*>(draft.k<bfloat16>(0).data);
   std::vector<int> writers(static_cast<std::size_t>(kv::block_bytes(mixed)), 0);
@@ -59,7 +67,7 @@ TEST_CASE("The rows of a draft cover its memory without overlap", "[kv]") {
 
 TEST_CASE("A draft checks layer and storage format", "[kv]") {
   kv::block_store store({.byte_budget = kv::block_bytes(mixed)});
-  const kv::block_draft draft = store.begin_insert(key_of(1), mixed);
+  const kv::block_draft draft = store.begin_insert(key_of_mixed(), mixed);
   CHECK_THROWS_WITH(draft.k<bfloat16>(3), contains("block_draft::k: layer is 3"));
   CHECK_THROWS_WITH(draft.v<float>(-1), contains("block_draft::v: layer is -1"));
   CHECK_THROWS_WITH(draft.k<float>(0), contains("keys are stored as bf16 but read as fp32"));
@@ -71,10 +79,10 @@ TEST_CASE("A dropped, moved or overwritten draft gives its room back once", "[kv
   const auto storage = counting_storage{};
   kv::block_store<counting_storage> store({.byte_budget = 1024}, storage);
   {
-    kv::block_draft a = store.begin_insert(key_of(1), shape_of(2));
+    kv::block_draft a = store.begin_insert(key_of(1, 2), shape_of(2));
     kv::block_draft b = std::move(a);
     CHECK(store.counters().draft_bytes == 128);
-    b = store.begin_insert(key_of(2), shape_of(4));
+    b = store.begin_insert(key_of(2, 4), shape_of(4));
     CHECK(store.counters().draft_bytes == 256);
     CHECK(storage.shared->live_bytes == 256);
   }

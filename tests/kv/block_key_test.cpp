@@ -115,6 +115,12 @@ TEST_CASE("The hash is the same on every platform", "[kv]") {
 
 TEST_CASE("A key without a model is refused", "[kv]") {
   CHECK_THROWS_WITH(kv::block_key({.tokens = tokens}), contains("model_fingerprint is empty"));
+  kv::block_identity wrong = {.tokens = tokens, .model_fingerprint = "m"};
+  wrong.key_format = static_cast<storage_format>(7);
+  CHECK_THROWS_WITH(kv::block_key(wrong), contains("key_format is 7"));
+  wrong.key_format = storage_format::fp16;
+  wrong.sinks.placement = static_cast<sink_placement>(-1);
+  CHECK_THROWS_WITH(kv::block_key(wrong), contains("sinks.placement is -1"));
 }
 
 }  // namespace blockattn_test

@@ -5,6 +5,7 @@
 #include <blockattn/kv/block_store.hpp>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace blockattn_test {
 
@@ -38,9 +39,10 @@ struct constant_hash {
   std::uint64_t operator()(const kv::block_key&) const noexcept { return 7; }
 };
 
-/// The key of a one-token block.
-inline kv::block_key key_of(std::int32_t token) {
-  return kv::block_key({.tokens = {&token, 1}, .model_fingerprint = "model"});
+/// The key of a block that repeats one token.
+inline kv::block_key key_of(std::int32_t token, index_t tokens = 1) {
+  const std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens), token);
+  return kv::block_key({.tokens = ids, .model_fingerprint = "model"});
 }
 
 /// 1 layer, 1 head, 8 + 8 values: 64 bytes per token.
@@ -51,7 +53,7 @@ inline kv::block_shape shape_of(index_t tokens) {
 /// Inserts a block whose every value is `token`; an empty handle when there is no room.
 template <class Store>
 kv::cached_block insert(Store& store, std::int32_t token, index_t tokens = 1) {
-  kv::block_draft draft = store.begin_insert(key_of(token), shape_of(tokens));
+  kv::block_draft draft = store.begin_insert(key_of(token, tokens), shape_of(tokens));
   if (!draft) return {};
   for (const heads_view<float>& view : {draft.k<float>(0), draft.v<float>(0)}) {
     for (index_t t = 0; t < view.tokens; ++t) {

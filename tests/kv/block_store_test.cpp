@@ -64,8 +64,8 @@ TEST_CASE("A large block evicts several, and no more than it needs", "[kv]") {
   for (std::int32_t token = 0; token < 5; ++token) REQUIRE(insert(store, token, 20));
   REQUIRE(insert(store, 9, 50));  // 5000 of 6400 bytes in use; 3200 need three blocks of 1280
   CHECK(store.counters().evictions == 3);
-  CHECK_FALSE(store.find(key_of(2)));
-  CHECK(store.find(key_of(3)));
+  CHECK_FALSE(store.find(key_of(2, 20)));
+  CHECK(store.find(key_of(3, 20)));
   CHECK(store.counters().retained_bytes == 2 * 1280 + 3200);
   CHECK(storage.shared->live_bytes == 2 * 1280 + 3200);
 }
@@ -90,7 +90,7 @@ TEST_CASE("Without room a draft is empty and nothing is lost", "[kv]") {
     CHECK(store.find(key_of(2)));
   }
   SECTION("a budget taken by pins") {
-    CHECK_FALSE(store.begin_insert(key_of(3), shape_of(8)));
+    CHECK_FALSE(store.begin_insert(key_of(3, 8), shape_of(8)));
     CHECK(store.find(key_of(1)));
     CHECK(store.find(key_of(2)));
     pinned = {};
@@ -98,12 +98,12 @@ TEST_CASE("Without room a draft is empty and nothing is lost", "[kv]") {
     CHECK(store.counters().entries == 1);
   }
   SECTION("a budget taken by drafts") {
-    kv::block_draft draft = store.begin_insert(key_of(3), shape_of(4));
+    kv::block_draft draft = store.begin_insert(key_of(3, 4), shape_of(4));
     REQUIRE(draft);
-    CHECK_FALSE(store.begin_insert(key_of(4), shape_of(4)));
+    CHECK_FALSE(store.begin_insert(key_of(4, 4), shape_of(4)));
     CHECK(store.find(key_of(1)));
     draft = {};
-    CHECK(store.begin_insert(key_of(4), shape_of(4)));
+    CHECK(store.begin_insert(key_of(4, 4), shape_of(4)));
   }
   CHECK(store.counters().refusals == 1);
   CHECK(store.counters().draft_bytes == 0);
@@ -137,9 +137,11 @@ TEST_CASE("The first of two commits of a key wins", "[kv]") {
   CHECK(store.counters().insertions == 1);
   CHECK(store.counters().draft_bytes == 0);
   CHECK(storage.shared->live_bytes == token_bytes);
-  kv::block_draft other = store.begin_insert(key_of(1), shape_of(2));
+  kv::block_shape two_layers = shape_of(1);
+  two_layers.layers = 2;
+  kv::block_draft other = store.begin_insert(key_of(1), two_layers);
   CHECK_THROWS_WITH(store.commit(std::move(other)),
-                    contains("another shape") && contains("of 1 tokens, not 1 of 2"));
+                    contains("another shape") && contains("(1 layers of 1 tokens, not 2 of 1)"));
   CHECK(store.counters().draft_bytes == 0);
 }
 
@@ -188,15 +190,24 @@ TEST_CASE("Blocks without tokens and a store without budget are legal", "[kv]") 
   const auto block = insert(store, 1, 0);
   REQUIRE(block);
   CHECK(block.k<float>(0).tokens == 0);
-  CHECK(store.find(key_of(1)));
+  CHECK(store.find(key_of(1, 0)));
   CHECK_FALSE(insert(store, 2, 1));
-  CHECK(store.find(key_of(1)));
+  CHECK(store.find(key_of(1, 0)));
 }
 
 TEST_CASE("A store refuses a negative budget, bad shapes and foreign drafts", "[kv]") {
   CHECK_THROWS_WITH(store_type({.byte_budget = -1}), contains("byte_budget is -1"));
   store_type store({.byte_budget = 1024}), other({.byte_budget = 1024});
   CHECK_THROWS_WITH(store.begin_insert(key_of(1), shape_of(-1)), contains("tokens is -1"));
+  CHECK_THROWS_WITH(store.begin_insert(key_of(1, 100), shape_of(50)),
+                    contains("the key names 100 tokens but shape.tokens is 50"));
+  auto half = shape_of(1);
+  half.value_format = storage_format::fp16;
+  CHECK_THROWS_WITH(
+      store.begin_insert(key_of(1), half),
+      contains("the key says fp32 keys and fp32 values but the shape fp32 and fp16"));
+  half.value_format = static_cast<storage_format>(4);
+  CHECK_THROWS_WITH(store.begin_insert(key_of(1), half), contains("shape.value_format is 4"));
   CHECK_THROWS_WITH(store.commit(other.begin_insert(key_of(1), shape_of(1))),
                     contains("another store"));
   CHECK(other.counters().draft_bytes == 0);
@@ -218,7 +229,7 @@ TEST_CASE("Random use agrees with a simple model of an LRU cache", "[kv]") {
     const auto token = static_cast<std::int32_t>(random.integer(0, 11));
     CAPTURE(step, token);
     auto place = std::find(by_use.begin(), by_use.end(), token);
-    kv::cached_block block = store.find(key_of(token));
+    kv::cached_block block = store.find(key_of(token, tokens_of(token)));
     REQUIRE(static_cast<bool>(block) == (place != by_use.end()));
     ++(block ? hits : misses);
     if (place != by_use.end()) {

@@ -27,7 +27,7 @@ TEST_CASE("Threads share a store that is too small for them", "[kv]") {
         std::vector<std::pair<std::int32_t, kv::cached_block>> held;
         for (int step = 0; step < operations; ++step) {
           const auto token = static_cast<std::int32_t>(random.integer(0, distinct - 1));
-          kv::cached_block block = store.find(key_of(token));
+          kv::cached_block block = store.find(key_of(token, 1 + token % 4));
           ++finds;
           if (!block) block = insert(store, token, 1 + token % 4);
           if (block && !holds(block, token)) ++damaged;

@@ -146,6 +146,12 @@ TEST_CASE("gradients of another size are refused, and nothing is written") {
   CHECK_THROWS_WITH(gather_rows_backward(layout, three, five, -1), contains("columns is -1"));
   CHECK_THROWS_WITH(gather_rows_backward_accumulate(layout, three, four),
                     contains("gather_rows_backward_accumulate: d_rows holds 4"));
+  CHECK_THROWS_WITH(scatter_rows_backward(layout, five, three, std::span(five).first(1)),
+                    contains("scatter_rows_backward: d_sink_rows and d_out overlap in memory"));
+  CHECK_THROWS_WITH(scatter_rows_backward(layout, five, three, std::span(three).last(1)),
+                    contains("d_source_rows and d_sink_rows overlap in memory"));
+  CHECK_THROWS_WITH(gather_rows_backward(layout, std::span(five).last(3), five),
+                    contains("gather_rows_backward: d_rows and d_out overlap in memory"));
   for (const auto* spared : {&one, &two, &three, &four, &five}) {
     for (const float value : *spared) CHECK(value == 7);
   }

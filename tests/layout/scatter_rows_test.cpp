@@ -92,6 +92,12 @@ TEST_CASE("spans of another size are refused with both sizes") {
   CHECK_THROWS_WITH(gather_rows(layout, five, three, -1), contains("columns is -1"));
   constexpr index_t huge = std::numeric_limits<index_t>::max();
   CHECK_THROWS_AS(gather_rows(layout, five, three, huge), error);
+  CHECK_THROWS_WITH(scatter_rows(layout, std::span(five).first(3), one, five),
+                    contains("scatter_rows: out and source_rows overlap in memory"));
+  CHECK_THROWS_WITH(scatter_rows(layout, three, std::span(five).last(1), five),
+                    contains("scatter_rows: out and sink_rows overlap in memory"));
+  CHECK_THROWS_WITH(gather_rows(layout, five, std::span(five).subspan(1, 3)),
+                    contains("gather_rows: out and rows overlap in memory"));
   CHECK_THROWS_WITH(scatter_rows(layout_of({2, 1}), three, one, three),
                     contains("sink_rows holds 1"));
 }

@@ -142,6 +142,12 @@ TEST_CASE("identities of block attention") {
   CHECK(block_attention_mask(block_layout()).slices().empty());
 }
 
+TEST_CASE("a number that is no sink_visibility is refused") {
+  CHECK_THROWS_WITH(block_attention_mask(layout_of({1, 1}),
+                                         {.sink_visibility = static_cast<sink_visibility>(3)}),
+                    contains("sink_visibility is 3, not one of its enumerators 0 to 2"));
+}
+
 TEST_CASE("visible pairs of long inputs") {
   const auto pairs = [](index_t blocks, index_t final_length) {
     std::vector<index_t> lengths(static_cast<std::size_t>(blocks), 512);

@@ -32,9 +32,9 @@ TEST_CASE("options that mean nothing are refused by name", "[block_dropout]") {
         contains("block_dropout_options: keep_probability is") && contains("must be in [0, 1]"));
   }
   CHECK_THROWS_WITH(check_block_dropout({.rule = static_cast<block_dropout_rule>(4)}),
-                    contains("rule is 4, no block_dropout_rule"));
+                    contains("rule is 4, not one of its enumerators 0 to 3"));
   CHECK_THROWS_WITH(check_block_dropout({.sink_visibility = static_cast<sink_visibility>(3)}),
-                    contains("sink_visibility is 3, no sink_visibility"));
+                    contains("sink_visibility is 3, not one of its enumerators 0 to 2"));
   for (const auto rule : {block_dropout_rule::hide_context, block_dropout_rule::global_blocks,
                           block_dropout_rule::random_final}) {
     CHECK_THROWS_WITH(check_block_dropout({.rule = rule, .exempt_final_block = true}),

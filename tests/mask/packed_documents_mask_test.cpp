@@ -45,4 +45,6 @@ TEST_CASE("in a layout each sequence is a document, whatever its blocks") {
 TEST_CASE("a negative document length is refused") {
   CHECK_THROWS_WITH(packed_documents_mask(std::vector<index_t>{1, -1}, document_attention::causal),
                     contains("lengths[1] is -1"));
+  CHECK_THROWS_WITH(packed_documents_mask({1, 2}, static_cast<document_attention>(2)),
+                    contains("packed_documents_mask: attention is 2"));
 }

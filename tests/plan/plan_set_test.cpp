@@ -57,6 +57,9 @@ TEST_CASE("check_plan_set refuses, with the numbers", "[plan]") {
   CHECK(refusal({plans, {}}, 3, 6, 6) ==
         "verb: the plan set holds 2 plans but head_to_plan is empty; it must name the plan of each "
         "of the 3 query heads");
+  // Nobody needs a plan where there is no head.
+  const std::array<tile_plan, 2> alike = {plans[0], plans[0]};
+  CHECK(refusal({alike, {}}, 0, 6, 6) == "");
   CHECK(refusal({plans, good}, 4, 6, 6) == "verb: head_to_plan has 3 entries for 4 query heads");
   CHECK(refusal({plans, negative}, 3, 6, 6) == "verb: head_to_plan[1] is -1, must be in [0, 2)");
   CHECK(refusal({plans, beyond}, 3, 6, 6) == "verb: head_to_plan[2] is 2, must be in [0, 2)");

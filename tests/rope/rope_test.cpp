@@ -60,6 +60,8 @@ TEST_CASE("rope refuses sizes that cannot rotate", "[rope]") {
   CHECK_THROWS_WITH(rope({.head_dim = 8, .rotary_dim = -2}), contains("rotary_dim is -2"));
   CHECK_THROWS_WITH(rope({.head_dim = 514}), contains("514, more than 512"));
   CHECK_NOTHROW(rope({.head_dim = 512}));
+  CHECK_THROWS_WITH(rope({.head_dim = 8, .pairing = static_cast<rope_pairing>(-1)}),
+                    contains("pairing is -1, not one of its enumerators 0 to 1"));
   CHECK_NOTHROW(rope({.head_dim = 7, .rotary_dim = 6}));
 }
 
@@ -68,6 +70,9 @@ TEST_CASE("rope refuses length-dependent scaling and says why", "[rope]") {
                     contains("dynamic NTK") && contains("length of the prompt"));
   CHECK_THROWS_WITH(rope({.head_dim = 8, .scaling = length_dependent_rope_scaling::longrope}),
                     contains("LongRoPE") && contains("frequency_divisors"));
+  CHECK_THROWS_WITH(
+      rope({.head_dim = 8, .scaling = static_cast<length_dependent_rope_scaling>(2)}),
+      contains("length_dependent_rope_scaling is 2"));
 }
 
 }  // namespace blockattn_test

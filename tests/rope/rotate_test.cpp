@@ -170,6 +170,16 @@ TEST_CASE("rotate refuses shapes and positions that do not fit, and writes nothi
     CHECK_THROWS_WITH(rotate(rotation, rows, std::vector<double>{1, bad}),
                       contains("positions[1] is"));
   }
+  // In place means the same rows: another order of the axes or a shift would read what was written.
+  CHECK_THROWS_WITH(rotate(rotation, rows, head_major(data.data(), 2, 2, 4), two),
+                    contains("rotate: out and in overlap in memory"));
+  CHECK_THROWS_WITH(rotate(rotation, token_major(data.data(), 1, 2, 4),
+                           token_major(data.data() + 4, 1, 2, 4), one),
+                    contains("rotate: out and in overlap in memory"));
+  std::vector<double> positions = {1, 2, 0, 0};
+  CHECK_THROWS_WITH(rotate(rope({.head_dim = 2}), token_major(positions.data(), 2, 1, 2),
+                           std::span<const double>(positions).first(2)),
+                    contains("rotate: out and positions overlap in memory"));
   CHECK(data == before);
   CHECK_NOTHROW(rotate(rotation, rows, std::vector<double>{max_rope_position, 0}));
 }

@@ -88,7 +88,7 @@ struct attention_case {
          << " queries x " << key_tokens() << " keys, " << masks.masks.size() << " masks, tiles "
          << masks.shapes[0].queries << " x " << masks.shapes[0].keys << ", heads " << query_heads
          << "/" << kv_heads << ", head_dim " << head_dim << ", value_dim " << value_dim
-         << ", scale " << detail::resolved_scale(options, head_dim) << ", softcap "
+         << ", scale " << detail::resolved_scale(options.scale, head_dim) << ", softcap "
          << options.softcap << ", lse " << with_lse << ", sink logits " << with_sink_logits;
     return text.str();
   }

@@ -60,7 +60,7 @@ naive_result<Real> naive_attention(const forward_arguments<Q, K, V, O>& argument
                                    const Round& round) {
   const auto& [q, k, v, o, lse_out, sink_logits] = arguments;
   const std::vector<std::uint8_t> visible = to_dense(mask);
-  const auto scale = static_cast<Real>(detail::resolved_scale(options, q.head_dim));
+  const auto scale = static_cast<Real>(detail::resolved_scale(options.scale, q.head_dim));
   const auto cap = static_cast<Real>(options.softcap);
   constexpr Real infinity = std::numeric_limits<Real>::infinity();
   naive_result<Real> result;

@@ -3,6 +3,7 @@
 
 #include <blockattn/attention/attend_arguments.hpp>
 #include <blockattn/attention/checks.hpp>
+#include <blockattn/layout/token_axis.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
 
@@ -22,9 +23,12 @@ void check_segment(const segment_place& place,
                    const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
                    const key_segment<K, V>& segment,
-                   index_t& kv_heads) {
-  check_view(place, "k", segment.k);
-  check_view(place, "v", segment.v);
+                   index_t& kv_heads,
+                   memory_state memory) {
+  require(segment.k.tokens <= max_axis_tokens, place, ": k has ", segment.k.tokens,
+          " tokens, at most ", max_axis_tokens, " are allowed");
+  check_view(place, "k", segment.k, memory);
+  check_view(place, "v", segment.v, memory);
   require(segment.v.tokens == segment.k.tokens, place, ": v has ", segment.v.tokens,
           " tokens but k has ", segment.k.tokens);
   using C = typename attend_arguments<Q, K, V, O>::accumulator_type;
@@ -35,6 +39,13 @@ void check_segment(const segment_place& place,
           segment.log_weight, " finite or -inf, in the accumulator");
   if (segment.k.tokens == 0) return;
   check_heads(place, arguments.q, segment.k, segment.v, arguments.o);
+  const double unit =
+      options.softcap > 0 ? options.softcap : resolved_scale(options.scale, arguments.q.head_dim);
+  require(is_finite_in_base_2<C>(unit * segment.score_scale), place, ": score_scale ",
+          segment.score_scale, options.softcap > 0 ? " times softcap " : " times scale ", unit,
+          " is beyond the accumulator");
+  check_apart(place, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
+              {{"k", footprint_of(segment.k)}, {"v", footprint_of(segment.v)}});
   if (kv_heads < 0) kv_heads = segment.k.heads;
   require(segment.k.heads == kv_heads, place, ": k has ", segment.k.heads,
           " heads, other segments have ", kv_heads);
@@ -53,15 +64,21 @@ void check_segment(const segment_place& place,
 template <class Q, class K, class V, class O>
 index_t check_attend_shapes(const char* function,
                             const attend_arguments<Q, K, V, O>& arguments,
-                            const attend_options& options) {
+                            const attend_options& options,
+                            memory_state memory = memory_state::allocated) {
   using C = typename attend_arguments<Q, K, V, O>::accumulator_type;
-  check_view(function, "q", arguments.q);
-  check_output_view(function, "o", arguments.o);
+  require(arguments.q.tokens <= max_axis_tokens, function, ": q has ", arguments.q.tokens,
+          " tokens, at most ", max_axis_tokens, " are allowed");
+  check_view(function, "q", arguments.q, memory);
+  check_output_view(function, "o", arguments.o, memory);
   require(arguments.o.tokens == arguments.q.tokens && arguments.o.heads == arguments.q.heads,
           function, ": o is (", arguments.o.tokens, ", ", arguments.o.heads, ") but q has (",
           arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
+  check_apart(function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
+              {{"q", footprint_of(arguments.q)},
+               {"sink_logits", footprint_of(arguments.sink_logits)}});
   check_options<C>(function, {.scale = options.scale, .softcap = options.softcap});
 
   index_t kv_heads = -1;
@@ -76,7 +93,7 @@ index_t check_attend_shapes(const char* function,
     previous_end = queries.end;
     const key_segment<K, V>* previous = nullptr;
     const auto check = [&](const key_segment<K, V>& segment, index_t s) {
-      check_segment({function, number, s}, arguments, options, segment, kv_heads);
+      check_segment({function, number, s}, arguments, options, segment, kv_heads, memory);
       const segment_place place{function, number, s};
       require(previous == nullptr || previous->partition <= segment.partition, place,
               ": partition ", segment.partition, " after partition ",

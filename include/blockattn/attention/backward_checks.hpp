@@ -23,36 +23,24 @@ void check_same_shape(const char* function,
           tensor.head_dim, ")");
 }
 
-/// A gradient that is written begins where no tensor does that is still to be read.
-template <class Gradient, class... Arguments>
-void check_gradient(const char* function,
-                    const char* gradient_name,
-                    const heads_view<Gradient>& gradient,
-                    const backward_arguments<Arguments...>& arguments) {
-  check_output_view(function, gradient_name, gradient);
-  check_outputs_apart(function, gradient_name, gradient, "q", arguments.q);
-  check_outputs_apart(function, gradient_name, gradient, "k", arguments.k);
-  check_outputs_apart(function, gradient_name, gradient, "v", arguments.v);
-  check_outputs_apart(function, gradient_name, gradient, "o", arguments.o);
-  check_outputs_apart(function, gradient_name, gradient, "d_o", arguments.d_o);
-}
-
 /// Tensors against each other: what can be checked without the values of the sink logits, which may
 /// be on a device. The caller checks them against the axes of its mask or plan.
 template <class... Types>
 void check_backward_shapes(const char* function,
                            const backward_arguments<Types...>& arguments,
-                           const attention_options& options) {
+                           const attention_options& options,
+                           memory_state memory = memory_state::allocated) {
   using C = typename backward_arguments<Types...>::accumulator_type;
   const auto& a = arguments;
-  check_view(function, "q", a.q);
-  check_view(function, "k", a.k);
-  check_view(function, "v", a.v);
-  check_view(function, "o", a.o);
-  check_view(function, "d_o", a.d_o);
+  check_view(function, "q", a.q, memory);
+  check_view(function, "k", a.k, memory);
+  check_view(function, "v", a.v, memory);
+  check_view(function, "o", a.o, memory);
+  check_view(function, "d_o", a.d_o, memory);
   check_heads(function, a.q, a.k, a.v, a.o);
   check_same_shape(function, "d_o", a.d_o, "o", a.o);
-  require(a.lse || a.q.tokens * a.q.heads == 0, function,
+  const bool needs_lse = a.q.tokens > 0 && a.q.heads > 0 && memory == memory_state::allocated;
+  require(a.lse || !needs_lse, function,
           ": lse.data is null; backward needs the lse that forward returned");
   check_lse_view(function, a.lse, a.q.tokens, a.q.heads);
   check_lse_view(function, a.d_lse, a.q.tokens, a.q.heads, "d_lse");
@@ -62,12 +50,22 @@ void check_backward_shapes(const char* function,
   check_same_shape(function, "d_q", a.d_q, "q", a.q);
   check_same_shape(function, "d_k", a.d_k, "k", a.k);
   check_same_shape(function, "d_v", a.d_v, "v", a.v);
-  check_gradient(function, "d_q", a.d_q, a);
-  check_gradient(function, "d_k", a.d_k, a);
-  check_gradient(function, "d_v", a.d_v, a);
-  check_outputs_apart(function, "d_q", a.d_q, "d_k", a.d_k);
-  check_outputs_apart(function, "d_q", a.d_q, "d_v", a.d_v);
-  check_outputs_apart(function, "d_k", a.d_k, "d_v", a.d_v);
+  check_output_view(function, "d_q", a.d_q, memory);
+  check_output_view(function, "d_k", a.d_k, memory);
+  check_output_view(function, "d_v", a.d_v, memory);
+  check_apart(function,
+              {{"d_q", footprint_of(a.d_q)},
+               {"d_k", footprint_of(a.d_k)},
+               {"d_v", footprint_of(a.d_v)},
+               {"d_sink_logits", footprint_of(a.d_sink_logits)}},
+              {{"q", footprint_of(a.q)},
+               {"k", footprint_of(a.k)},
+               {"v", footprint_of(a.v)},
+               {"o", footprint_of(a.o)},
+               {"d_o", footprint_of(a.d_o)},
+               {"lse", footprint_of(a.lse)},
+               {"d_lse", footprint_of(a.d_lse)},
+               {"sink_logits", footprint_of(a.sink_logits)}});
   check_options<C>(function, options);
 }
 

@@ -3,9 +3,11 @@
 
 #include <blockattn/attention/arguments.hpp>
 #include <blockattn/core/error.hpp>
+#include <blockattn/core/overlap_checks.hpp>
 #include <blockattn/core/view_checks.hpp>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 /// \file
 /// What every backend refuses, in sentences, before anything is written. `function` is the public
@@ -22,7 +24,10 @@ void check_lse_view(const Place& place,
   if (!lse) return;
   require(lse.tokens == tokens && lse.heads == heads, place, ": ", name, " is (", lse.tokens, ", ",
           lse.heads, ") but there are (", tokens, ", ", heads, ") query tokens and heads");
-  if constexpr (!std::is_const_v<T>) {  // an output
+  check_extent(place, name, tokens, lse.token_stride, heads, lse.head_stride, 1, sizeof(T));
+  if constexpr (std::is_const_v<T>) {
+    check_input_strides(place, name, lse);
+  } else {
     require(rows_are_disjoint(tokens, heads, 1, lse.token_stride, lse.head_stride), place,
             ": entries of ", name, " overlap: token_stride ", lse.token_stride, ", head_stride ",
             lse.head_stride);
@@ -35,6 +40,12 @@ bool is_finite_as(double value) noexcept {
   return std::abs(value) <= static_cast<double>(std::numeric_limits<C>::max());
 }
 
+/// The same for a factor of scores, which kernels multiply by log2(e).
+template <class C>
+bool is_finite_in_base_2(double value) noexcept {
+  return is_finite_as<C>(value * std::numbers::log2e);
+}
+
 /// The same for a log weight, which may also be -inf.
 template <class C>
 bool is_log_weight(double value) noexcept {
@@ -43,10 +54,12 @@ bool is_log_weight(double value) noexcept {
 
 template <class C>
 void check_options(const char* function, const attention_options& options) {
-  require(!options.scale || is_finite_as<C>(*options.scale), function, ": options.scale is ",
-          options.scale.value_or(0), ", must be finite in the accumulator");
-  require(is_finite_as<C>(options.softcap) && options.softcap >= 0, function,
-          ": options.softcap is ", options.softcap, ", must be finite in the accumulator and >= 0");
+  require(!options.scale || is_finite_in_base_2<C>(*options.scale), function,
+          ": options.scale is ", options.scale.value_or(0),
+          ", must be finite in the accumulator, also times log2(e)");
+  require(is_finite_in_base_2<C>(options.softcap) && options.softcap >= 0, function,
+          ": options.softcap is ", options.softcap,
+          ", must be >= 0 and finite in the accumulator, also times log2(e)");
   if (options.softcap == 0) return;
   constexpr auto smallest = static_cast<double>(std::numeric_limits<C>::min());
   require(options.softcap >= smallest, function,
@@ -92,36 +105,27 @@ void check_heads(const Place& place,
   require(o.tokens == q.tokens, place, ": o has ", o.tokens, " tokens but q has ", q.tokens);
 }
 
-/// Refuses the aliasing that can be seen at once: an output that begins where an input does whose
-/// other rows are still to be read.
-template <class Out, class In>
-void check_outputs_apart(const char* function,
-                         const char* out_name,
-                         const heads_view<Out>& out,
-                         const char* name,
-                         const heads_view<In>& input) {
-  const bool either_is_empty = out.tokens * out.heads == 0 || input.tokens * input.heads == 0;
-  require(either_is_empty || static_cast<const void*>(out.data) != input.data, function, ": ",
-          out_name, " and ", name, " share their memory");
-}
-
 /// Tensors against each other: what can be checked without the values of the sink logits, which may
 /// be on a device. The caller checks them against the axes of its mask or plan.
 template <class Q, class K, class V, class O>
 void check_forward_shapes(const char* function,
                           const forward_arguments<Q, K, V, O>& arguments,
-                          const attention_options& options) {
+                          const attention_options& options,
+                          memory_state memory = memory_state::allocated) {
   using C = typename forward_arguments<Q, K, V, O>::accumulator_type;
-  check_view(function, "q", arguments.q);
-  check_view(function, "k", arguments.k);
-  check_view(function, "v", arguments.v);
-  check_output_view(function, "o", arguments.o);
+  check_view(function, "q", arguments.q, memory);
+  check_view(function, "k", arguments.k, memory);
+  check_view(function, "v", arguments.v, memory);
+  check_output_view(function, "o", arguments.o, memory);
   check_heads(function, arguments.q, arguments.k, arguments.v, arguments.o);
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
   check_options<C>(function, options);
-  check_outputs_apart(function, "o", arguments.o, "k", arguments.k);
-  check_outputs_apart(function, "o", arguments.o, "v", arguments.v);
+  check_apart(function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
+              {{"q", footprint_of(arguments.q)},
+               {"k", footprint_of(arguments.k)},
+               {"v", footprint_of(arguments.v)},
+               {"sink_logits", footprint_of(arguments.sink_logits)}});
 }
 
 /// The same, and the values of the sink logits.
@@ -134,8 +138,8 @@ void check_forward(const char* function,
 }
 
 /// A head's scale factor: the option, or 1 / sqrt(head_dim).
-inline double resolved_scale(const attention_options& options, index_t head_dim) noexcept {
-  return options.scale ? *options.scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
+inline double resolved_scale(const std::optional<double>& scale, index_t head_dim) noexcept {
+  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail

@@ -26,7 +26,8 @@ struct merge_arguments {
 
   std::span<const partial_state<P, accumulator_type>> states;
   heads_view<O> o;  ///< (query_tokens, query_heads, value_dim), written; may be the o of one state
-  lse_view<accumulator_type> lse = {};  ///< (query_tokens, query_heads), written; optional
+  /// (query_tokens, query_heads), written; optional. May be the lse of one state.
+  lse_view<accumulator_type> lse = {};
   std::span<const accumulator_type> sink_logits =
       {};  ///< (query_heads), counted once; empty = none
 };
@@ -48,15 +49,17 @@ void check_states(const char* function,
                   std::span<const partial_state<P, C>> states,
                   index_t tokens,
                   index_t heads,
-                  index_t value_dim) {
+                  index_t value_dim,
+                  memory_state memory) {
   index_t number = 0;
   for (const auto& state : states) {
     const state_place place{function, number++};
-    check_view(place, "o", state.o);
+    check_view(place, "o", state.o, memory);
     require(state.o.tokens == tokens && state.o.heads == heads && state.o.head_dim == value_dim,
             place, ": o is (", state.o.tokens, ", ", state.o.heads, ", ", state.o.head_dim,
             ") but the result is (", tokens, ", ", heads, ", ", value_dim, ")");
-    require(state.lse || tokens * heads == 0, place, ": lse is missing");
+    require(state.lse || tokens == 0 || heads == 0 || memory == memory_state::not_yet, place,
+            ": lse is missing");
     check_lse_view(place, state.lse, tokens, heads);
     check_lse_view(place, state.row_log_weights, tokens, heads, "row_log_weights");
     require(is_finite_as<C>(state.log_weight_scale) && is_log_weight<C>(state.log_weight), place,
@@ -67,12 +70,29 @@ void check_states(const char* function,
 
 /// What can be checked without the values of the sink logits, which may be on a device.
 template <class P, class O>
-void check_merge_shapes(const char* function, const merge_arguments<P, O>& arguments) {
+void check_merge_shapes(const char* function,
+                        const merge_arguments<P, O>& arguments,
+                        memory_state memory = memory_state::allocated) {
   const auto& o = arguments.o;
-  check_output_view(function, "o", o);
+  check_output_view(function, "o", o, memory);
   check_lse_view(function, arguments.lse, o.tokens, o.heads);
   check_sink_count(function, arguments.sink_logits, o.heads);
-  check_states(function, arguments.states, o.tokens, o.heads, o.head_dim);
+  check_states(function, arguments.states, o.tokens, o.heads, o.head_dim, memory);
+  const named_memory o_memory = {"o of the result", footprint_of(o)};
+  const named_memory lse_memory = {"lse of the result", footprint_of(arguments.lse)};
+  check_apart(function, {o_memory, lse_memory},
+              {{"sink_logits", footprint_of(arguments.sink_logits)}});
+  index_t number = 0;
+  for (const auto& state : arguments.states) {
+    const state_place place{function, number++};
+    check_same_or_apart(place, "o of the result", o, "o", state.o);
+    check_same_or_apart(place, "lse of the result", arguments.lse, "lse", state.lse);
+    check_apart(place, lse_memory, {"o", footprint_of(state.o)});
+    check_apart(place, o_memory, {"lse", footprint_of(state.lse)});
+    const named_memory weights = {"row_log_weights", footprint_of(state.row_log_weights)};
+    check_apart(place, o_memory, weights);
+    check_apart(place, lse_memory, weights);
+  }
 }
 
 template <class P, class O>

@@ -39,9 +39,10 @@ void check_state_gradient(const state_place& place,
                           bool has_row_log_weights,
                           index_t tokens,
                           index_t heads,
-                          index_t value_dim) {
+                          index_t value_dim,
+                          memory_state memory) {
   const auto& d_o = gradient.d_o;
-  check_output_view(place, "d_o", d_o);
+  check_output_view(place, "d_o", d_o, memory);
   require(!d_o.data || (d_o.tokens == tokens && d_o.heads == heads && d_o.head_dim == value_dim),
           place, ": d_o is (", d_o.tokens, ", ", d_o.heads, ", ", d_o.head_dim,
           ") but the gradient of the result is (", tokens, ", ", heads, ", ", value_dim, ")");
@@ -51,35 +52,72 @@ void check_state_gradient(const state_place& place,
           ": d_row_log_weights is wanted but the state has no row_log_weights");
 }
 
+/// What is written overlaps nothing else. O(states^2).
+template <class P, class O, class D>
+void check_gradients_apart(const char* function,
+                           const merge_backward_arguments<P, O, D>& arguments) {
+  const auto each = [](const auto& gradient, const auto& visit) {
+    visit(named_memory{"d_o", footprint_of(gradient.d_o)});
+    visit(named_memory{"d_lse", footprint_of(gradient.d_lse)});
+    visit(named_memory{"d_row_log_weights", footprint_of(gradient.d_row_log_weights)});
+  };
+  const auto against_inputs = [&](const auto& place, const named_memory& written) {
+    check_apart(place, written, {"d_o of the result", footprint_of(arguments.d_o)});
+    check_apart(place, written, {"d_lse of the result", footprint_of(arguments.d_lse)});
+    check_apart(place, written, {"sink_logits", footprint_of(arguments.sink_logits)});
+    for (const auto& state : arguments.states) {
+      check_apart(place, written, {"o of a state", footprint_of(state.o)});
+      check_apart(place, written, {"lse of a state", footprint_of(state.lse)});
+      check_apart(place, written,
+                  {"row_log_weights of a state", footprint_of(state.row_log_weights)});
+    }
+  };
+  const named_memory d_sinks = {"d_sink_logits", footprint_of(arguments.d_sink_logits)};
+  against_inputs(function, d_sinks);
+  for (std::size_t s = 0; s < arguments.gradients.size(); ++s) {
+    const state_place place{function, static_cast<index_t>(s)};
+    const auto& gradient = arguments.gradients[s];
+    const named_memory d_o = {"d_o", footprint_of(gradient.d_o)};
+    const named_memory d_lse = {"d_lse", footprint_of(gradient.d_lse)};
+    check_apart(place, d_o, d_lse);
+    const named_memory d_weights = {"d_row_log_weights",
+                                    footprint_of(gradient.d_row_log_weights)};
+    check_apart(place, d_o, d_weights);
+    check_apart(place, d_lse, d_weights);
+    each(gradient, [&](const named_memory& written) {
+      check_apart(place, written, d_sinks);
+      against_inputs(place, written);
+      for (std::size_t other = 0; other < s; ++other) {
+        each(arguments.gradients[other], [&](const named_memory& earlier) {
+          check_apart(place, written, earlier);
+        });
+      }
+    });
+  }
+}
+
 /// What can be checked without the values of the sink logits, which may be on a device.
 template <class P, class O, class D>
 void check_merge_backward_shapes(const char* function,
-                                 const merge_backward_arguments<P, O, D>& arguments) {
+                                 const merge_backward_arguments<P, O, D>& arguments,
+                                 memory_state memory = memory_state::allocated) {
   const auto& d_o = arguments.d_o;
-  check_view(function, "d_o", d_o);
+  check_view(function, "d_o", d_o, memory);
   check_lse_view(function, arguments.d_lse, d_o.tokens, d_o.heads, "d_lse");
   check_sink_count(function, arguments.sink_logits, d_o.heads);
   const std::size_t d_sinks = arguments.d_sink_logits.size();
   require(d_sinks == 0 || d_sinks == arguments.sink_logits.size(), function, ": ", d_sinks,
           " d_sink_logits for ", arguments.sink_logits.size(), " sink_logits");
-  check_states(function, arguments.states, d_o.tokens, d_o.heads, d_o.head_dim);
+  check_states(function, arguments.states, d_o.tokens, d_o.heads, d_o.head_dim, memory);
   require(arguments.gradients.size() == arguments.states.size(), function, ": ",
           arguments.gradients.size(), " gradients for ", arguments.states.size(), " states");
   for (std::size_t s = 0; s < arguments.states.size(); ++s) {
     const state_place place{function, static_cast<index_t>(s)};
-    const auto& gradient = arguments.gradients[s];
-    check_state_gradient(place, gradient, static_cast<bool>(arguments.states[s].row_log_weights),
-                         d_o.tokens, d_o.heads, d_o.head_dim);
-    const void* const written = gradient.d_o.data;
-    if (!written || d_o.tokens * d_o.heads == 0) continue;
-    require(written != d_o.data, place, ": d_o and the gradient of the result share their memory");
-    for (std::size_t other = 0; other < arguments.states.size(); ++other) {
-      require(written != arguments.states[other].o.data, place, ": d_o and o of state ", other,
-              " share their memory");
-      require(other == s || written != arguments.gradients[other].d_o.data, place,
-              ": d_o and d_o of state ", other, " share their memory");
-    }
+    check_state_gradient(place, arguments.gradients[s],
+                         static_cast<bool>(arguments.states[s].row_log_weights),
+                         d_o.tokens, d_o.heads, d_o.head_dim, memory);
   }
+  check_gradients_apart(function, arguments);
 }
 
 template <class P, class O, class D>

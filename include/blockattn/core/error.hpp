@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/core/config.hpp>
+#include <charconv>
 #include <concepts>
 #include <stdexcept>
 #include <string>
@@ -33,13 +34,15 @@ void append_part(std::string& text, const Part& part) {
   if constexpr (std::is_same_v<Part, bool>) {
     text += part ? "true" : "false";
   } else if constexpr (std::is_arithmetic_v<Part> && !std::is_same_v<Part, char>) {
-    text += std::to_string(part);
+    char digits[64];  // the longest double and the longest integer fit
+    text.append(digits, std::to_chars(digits, digits + sizeof(digits), part).ptr);
   } else {
     text += part;
   }
 }
 
-/// Joins strings and numbers into one sentence.
+/// Joins strings and numbers into one sentence; a number is the shortest text that reads back as
+/// it.
 template <class... Parts>
 std::string sentence(const Parts&... parts) {
   std::string text;

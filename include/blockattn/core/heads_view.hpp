@@ -8,7 +8,8 @@ namespace blockattn::inline BLOCKATTN_ABI {
 
 /// A non-owning (tokens, heads, head_dim) tensor. The last dimension is contiguous; strides count
 /// elements, so token-major, head-major and interleaved buffers are all views. Sequences are packed
-/// on the token axis.
+/// on the token axis. A stride of 0 along an axis of several rows is refused, because it is most
+/// often one that was forgotten, unless `broadcast` says that one row is meant for all of them.
 template <class T>
 struct heads_view {
   T* data = nullptr;
@@ -17,6 +18,7 @@ struct heads_view {
   index_t head_dim = 0;
   index_t token_stride = 0;  ///< elements from one token to the next, same head
   index_t head_stride = 0;   ///< elements from one head to the next, same token
+  bool broadcast = false;    ///< strides of 0 are meant; inputs only
 
   /// The head_dim values of one token in one head.
   constexpr T* row(index_t token, index_t head) const noexcept {
@@ -27,7 +29,7 @@ struct heads_view {
   template <class ConstT>  // a template, because nvcc warns of one from const T to const T
   requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
   operator heads_view<ConstT>() const noexcept {
-    return {data, tokens, heads, head_dim, token_stride, head_stride};
+    return {data, tokens, heads, head_dim, token_stride, head_stride, broadcast};
   }
 };
 
@@ -59,11 +61,12 @@ constexpr heads_view<T> token_slice(const heads_view<T>& view,
           view.heads,
           view.head_dim,
           view.token_stride,
-          view.head_stride};
+          view.head_stride,
+          view.broadcast};
 }
 
 /// A non-owning (tokens, heads) tensor of log-sum-exp values (natural logarithm). `data == nullptr`
-/// means absent.
+/// means absent. Strides of 0 as in heads_view.
 template <class T>
 struct lse_view {
   T* data = nullptr;
@@ -71,6 +74,7 @@ struct lse_view {
   index_t heads = 0;
   index_t token_stride = 0;  ///< elements
   index_t head_stride = 0;   ///< elements
+  bool broadcast = false;    ///< strides of 0 are meant; inputs only
 
   constexpr T& at(index_t token, index_t head) const noexcept {
     return data[token * token_stride + head * head_stride];
@@ -79,7 +83,7 @@ struct lse_view {
   template <class ConstT>
   requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
   operator lse_view<ConstT>() const noexcept {
-    return {data, tokens, heads, token_stride, head_stride};
+    return {data, tokens, heads, token_stride, head_stride, broadcast};
   }
 };
 

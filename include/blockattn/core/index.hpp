@@ -3,6 +3,7 @@
 
 #include <blockattn/core/config.hpp>
 #include <cstdint>
+#include <limits>
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
@@ -19,4 +20,26 @@ constexpr index_t round_up(index_t value, index_t multiple) noexcept {
   return ceil_divide(value, multiple) * multiple;
 }
 
+namespace detail {
+
+/// What a size is that does not fit index_t: no memory has so many bytes, so that whoever compares
+/// it with what there is refuses it.
+inline constexpr index_t too_large = std::numeric_limits<index_t>::max();
+
+/// a * b for a, b >= 0, `too_large` where that does not fit.
+constexpr index_t saturating_multiply(index_t a, index_t b) noexcept {
+  return b != 0 && a > too_large / b ? too_large : a * b;
+}
+
+template <class... Factors>
+constexpr index_t saturating_multiply(index_t a, index_t b, Factors... rest) noexcept {
+  return saturating_multiply(saturating_multiply(a, b), rest...);
+}
+
+/// a + b for a, b >= 0, `too_large` where that does not fit.
+constexpr index_t saturating_add(index_t a, index_t b) noexcept {
+  return a > too_large - b ? too_large : a + b;
+}
+
+}  // namespace detail
 }  // namespace blockattn::inline BLOCKATTN_ABI

@@ -75,12 +75,31 @@ struct storage_traits<decltype(0.0bf16)> {
   static constexpr storage_format format = storage_format::bf16;
 };
 #endif
-#ifdef __STDCPP_FLOAT16_T__
+// std::float16_t is _Float16 where a compiler has both. nvcc's front end knows neither.
+#if defined(__FLT16_MAX__) && !defined(__CUDACC__)
+namespace detail {
+__extension__ using native_float16 = _Float16;
+}
 template <>
-struct storage_traits<decltype(0.0f16)> {
+struct storage_traits<detail::native_float16> {
   static constexpr storage_format format = storage_format::fp16;
 };
 #endif
+
+/// Halves that an engine stores as plain 16-bit integers (ggml_fp16_t is one), by their name:
+/// token_major(as_float16(data), ...). The same memory, read and written bit by bit.
+inline float16* as_float16(std::uint16_t* bits) noexcept {
+  return reinterpret_cast<float16*>(bits);
+}
+inline const float16* as_float16(const std::uint16_t* bits) noexcept {
+  return reinterpret_cast<const float16*>(bits);
+}
+inline bfloat16* as_bfloat16(std::uint16_t* bits) noexcept {
+  return reinterpret_cast<bfloat16*>(bits);
+}
+inline const bfloat16* as_bfloat16(const std::uint16_t* bits) noexcept {
+  return reinterpret_cast<const bfloat16*>(bits);
+}
 
 /// A type that tensors may hold.
 template <class T>

@@ -19,10 +19,8 @@ inline constexpr index_t workspace_alignment = 64;
 /// allocate; engines pass their own memory.
 class workspace_buffer {
  public:
-  explicit workspace_buffer(index_t size)
-      : bytes_(static_cast<std::byte*>(::operator new (static_cast<std::size_t>(size),
-                                                       std::align_val_t{workspace_alignment}))),
-        size_(size) {}
+  /// Errors: a size beyond half the address space, which only sizes that overflow have.
+  explicit workspace_buffer(index_t size) : bytes_(allocate(size)), size_(size) {}
 
   std::span<std::byte> bytes() const noexcept {
     return {bytes_.get(), static_cast<std::size_t>(size_)};
@@ -34,20 +32,30 @@ class workspace_buffer {
       ::operator delete (bytes, std::align_val_t{workspace_alignment});
     }
   };
+  static std::byte* allocate(index_t size) {
+    detail::require(0 <= size && size < (index_t{1} << 62), "workspace_buffer: size is ", size,
+                    " bytes, more than any machine has");
+    return static_cast<std::byte*>(
+        ::operator new (static_cast<std::size_t>(size), std::align_val_t{workspace_alignment}));
+  }
+
   std::unique_ptr<std::byte[], release> bytes_;
   index_t size_;
 };
 
 namespace detail {
 
-/// Adds up aligned pieces: the same sequence of `take` calls lays out a workspace and measures it.
+/// Adds up aligned pieces: the same sequence of `take` calls lays out a workspace and measures it. A
+/// sum beyond index_t stays near its end, and is refused as more than any memory has.
 class workspace_layout {
  public:
   /// Reserves `count` values of T and returns their byte offset.
   template <class T>
   index_t take(index_t count) noexcept {
     const index_t offset = size_;
-    size_ += round_up(count * static_cast<index_t>(sizeof(T)), workspace_alignment);
+    const index_t bytes = saturating_multiply(count, static_cast<index_t>(sizeof(T)));
+    const index_t padded = saturating_add(bytes, workspace_alignment - 1);
+    size_ = saturating_add(size_, padded / workspace_alignment * workspace_alignment);
     return offset;
   }
   index_t size() const noexcept { return size_; }

@@ -8,16 +8,47 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
+namespace detail {
+
+template <class Arch, class Q, class K, class V, class O>
+attend_job<Q, K, V, O, Arch> make_attend_job(const char* function,
+                                             const attend_arguments<Q, K, V, O>& arguments,
+                                             const attend_options& options,
+                                             memory_state memory) {
+  const index_t kv_heads = check_attend_shapes(function, arguments, options, memory);
+  if (memory == memory_state::allocated) check_sink_values(function, arguments.sink_logits);
+  check_head_dim(function, "q", arguments.q.head_dim);
+  check_head_dim(function, "o", arguments.o.head_dim);
+  return {arguments, options, kv_heads};
+}
+
+}  // namespace detail
+
 /// Checks an attend_blocks call and cuts it into tasks. Throws what `attend_blocks` throws.
 /// O(segments).
 template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
 attend_job<Q, K, V, O, Arch> prepare_attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                                                    const attend_options& options = {}) {
-  constexpr const char* function = "cpu::attend_blocks";
-  const index_t kv_heads = detail::check_attend(function, arguments, options);
-  detail::check_head_dim(function, "q", arguments.q.head_dim);
-  detail::check_head_dim(function, "o", arguments.o.head_dim);
-  return {arguments, options, kv_heads};
+  return detail::make_attend_job<Arch>("cpu::attend_blocks", arguments, options,
+                                       detail::memory_state::allocated);
+}
+
+/// Refused: the job reads the lists of sequences and segments, which a temporary may take with it.
+/// Give the arguments a name, and keep the lists while the job runs.
+template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
+attend_job<Q, K, V, O, Arch> prepare_attend_blocks(attend_arguments<Q, K, V, O>&& arguments,
+                                                   const attend_options& options = {}) = delete;
+
+/// Bytes that attend_blocks needs for up to `concurrency` workers, from shapes alone: the data of
+/// queries, results, keys and values may be null. Errors: those of attend_blocks.
+template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
+index_t attend_blocks_workspace_size(const attend_arguments<Q, K, V, O>& arguments,
+                                     const attend_options& options,
+                                     index_t concurrency) {
+  return workspace_size(detail::make_attend_job<Arch>("cpu::attend_blocks_workspace_size",
+                                                      arguments, options,
+                                                      detail::memory_state::not_yet),
+                        concurrency);
 }
 
 /// Attention of new queries to keys that stay where they are: cached blocks, pages, a shared
@@ -65,8 +96,7 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options = {},
                    Executor&& workers = Executor{}) {
   const auto job = prepare_attend_blocks<Q, K, V, O, Arch>(arguments, options);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::attend_blocks", job, workers, workspace.bytes());
+  run_job("cpu::attend_blocks", job, workers);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

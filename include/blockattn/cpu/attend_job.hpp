@@ -46,7 +46,8 @@ class attend_job {
     detail::workspace_layout layout;
     table_offset_ =
         layout.take<detail::sequence_work>(static_cast<index_t>(arguments.sequences.size()));
-    state_o_offset_ = layout.take<C>(end.first_state * arguments.o.head_dim);
+    state_o_offset_ = layout.take<C>(
+        detail::saturating_multiply(end.first_state, arguments.o.head_dim));
     state_lse_offset_ = layout.take<C>(end.first_state);
     shared_size_ = layout.size();
     detail::workspace_layout worker;
@@ -88,7 +89,8 @@ class attend_job {
     }
   }
   index_t workspace_size(index_t concurrency) const noexcept {
-    return shared_size_ + concurrency * worker_size_;
+    return detail::saturating_add(shared_size_,
+                                  detail::saturating_multiply(concurrency, worker_size_));
   }
 
  private:
@@ -107,7 +109,9 @@ class attend_job {
       f(work, number++);
       work.first_task += kv_heads_ * work.row_tiles * work.chunks;
       if (work.chunks > 1) {
-        work.first_state += work.chunks * queries * arguments_.q.heads;
+        work.first_state = detail::saturating_add(
+            work.first_state,
+            detail::saturating_multiply(work.chunks, queries, arguments_.q.heads));
         work.first_merge += queries;
       }
     }

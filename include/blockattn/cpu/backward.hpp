@@ -30,8 +30,10 @@ backward_job<Arguments, Arch> make_backward_job(const char* function,
                                                 const Arguments& arguments,
                                                 const plan_set& plans,
                                                 const attention_options& options,
-                                                accumulate_mode mode) {
-  check_backward(function, arguments, options);
+                                                accumulate_mode mode,
+                                                memory_state memory = memory_state::allocated) {
+  check_backward_shapes(function, arguments, options, memory);
+  if (memory == memory_state::allocated) check_sink_values(function, arguments.sink_logits);
   check_plan_set(plans, arguments.q.heads, arguments.q.tokens, arguments.k.tokens, function);
   check_transposed(plans, function);
   check_key_tiles(function, plans, arguments.q.heads, arguments.k.heads);
@@ -73,6 +75,26 @@ backward_job<backward_arguments<Q, K, V, O, DQ, DK, DV>, Arch> prepare_backward(
     const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
     tile_plan&& plan,
     const attention_options& options = {}) = delete;
+
+/// Bytes that backward and backward_accumulate need for up to `concurrency` workers, from shapes and
+/// strides alone: data may be null. Errors: those of backward.
+template <storage_scalar Q = float,
+          storage_scalar K = Q,
+          storage_scalar V = K,
+          storage_scalar O = Q,
+          storage_scalar DQ = Q,
+          storage_scalar DK = K,
+          storage_scalar DV = V,
+          class Arch = default_arch>
+index_t backward_workspace_size(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
+                                const plan_set& plans,
+                                index_t concurrency) {
+  return workspace_size(
+      detail::make_backward_job<Arch>("cpu::backward_workspace_size", arguments, plans, {},
+                                      detail::accumulate_mode::assign,
+                                      detail::memory_state::not_yet),
+      concurrency);
+}
 
 /// The gradient of `forward` (formula: reference::backward) over the visible pairs of a plan that
 /// also lists its tiles by key ({.transposed = true}), fused and tiled: scores are recomputed from
@@ -129,8 +151,7 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
               const attention_options& options = {},
               Executor&& workers = Executor{}) {
   const auto job = prepare_backward<Q, K, V, O, DQ, DK, DV, Arch>(arguments, plans, options);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::backward", job, workers, workspace.bytes());
+  run_job("cpu::backward", job, workers);
 }
 
 /// Checks a backward_accumulate call and cuts it into tasks. Throws what `backward` throws.
@@ -203,8 +224,7 @@ void backward_accumulate(const backward_arguments<Q, K, V, O, DQ, DK, DV>& argum
                          Executor&& workers = Executor{}) {
   const auto job =
       prepare_backward_accumulate<Q, K, V, O, DQ, DK, DV, Arch>(arguments, plans, options);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::backward_accumulate", job, workers, workspace.bytes());
+  run_job("cpu::backward_accumulate", job, workers);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

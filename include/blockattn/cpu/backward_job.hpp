@@ -28,8 +28,8 @@ class backward_job {
       : arguments_(arguments),
         plans_(plans),
         transform_(detail::score_transform<C>::from(
-            detail::resolved_scale(options, arguments.q.head_dim), options.softcap)),
-        scale_(static_cast<C>(detail::resolved_scale(options, arguments.q.head_dim))),
+            detail::resolved_scale(options.scale, arguments.q.head_dim), options.softcap)),
+        scale_(static_cast<C>(detail::resolved_scale(options.scale, arguments.q.head_dim))),
         mode_(mode) {
     group_ = arguments.k.heads > 0 ? arguments.q.heads / arguments.k.heads : 1;
     sizes_.head_dim = arguments.q.head_dim;
@@ -44,11 +44,12 @@ class backward_job {
     every_key_is_seen_ = detail::every_key_is_seen(plans);
     chunks_ = detail::key_chunk_count(arguments.k.heads, key_tiles);
     d_q_stride_ = round_up(arguments.q.head_dim, tile::width);
-    const index_t rows = arguments.q.heads * arguments.q.tokens;
+    const index_t rows = detail::saturating_multiply(arguments.q.heads, arguments.q.tokens);
     detail::workspace_layout layout;
     rows_offset_ = layout.take<detail::row_gradient<C>>(rows);
-    touched_offset_ = layout.take<unsigned char>(arguments.q.heads * chunks_ * touched_stride());
-    d_q_offset_ = layout.take<C>(rows * chunks_ * d_q_stride_);
+    touched_offset_ = layout.take<unsigned char>(
+        detail::saturating_multiply(arguments.q.heads, chunks_, touched_stride()));
+    d_q_offset_ = layout.take<C>(detail::saturating_multiply(rows, chunks_, d_q_stride_));
     shared_size_ = layout.size();
   }
 
@@ -75,7 +76,8 @@ class backward_job {
     }
   }
   index_t workspace_size(index_t concurrency) const noexcept {
-    return shared_size_ + concurrency * tile::bytes(sizes_);
+    return detail::saturating_add(shared_size_,
+                                  detail::saturating_multiply(concurrency, tile::bytes(sizes_)));
   }
 
  private:

@@ -7,18 +7,32 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
+namespace detail {
+
+template <class Arch, class Q, class K, class V, class O>
+forward_job<Q, K, V, O, Arch> make_forward_job(const char* function,
+                                               const forward_arguments<Q, K, V, O>& arguments,
+                                               const plan_set& plans,
+                                               const attention_options& options,
+                                               memory_state memory) {
+  check_forward_shapes(function, arguments, options, memory);
+  if (memory == memory_state::allocated) check_sink_values(function, arguments.sink_logits);
+  check_plan_set(plans, arguments.q.heads, arguments.q.tokens, arguments.k.tokens, function);
+  check_head_dim(function, "q", arguments.q.head_dim);
+  check_head_dim(function, "v", arguments.v.head_dim);
+  return {arguments, plans, options};
+}
+
+}  // namespace detail
+
 /// Checks a forward call and cuts it into tasks; see forward_job for how to run them. Throws what
 /// `forward` throws. Allocates nothing, computes nothing. O(plans).
 template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
 forward_job<Q, K, V, O, Arch> prepare_forward(const forward_arguments<Q, K, V, O>& arguments,
                                               const plan_set& plans,
                                               const attention_options& options = {}) {
-  constexpr const char* function = "cpu::forward";
-  detail::check_forward(function, arguments, options);
-  check_plan_set(plans, arguments.q.heads, arguments.q.tokens, arguments.k.tokens, function);
-  detail::check_head_dim(function, "q", arguments.q.head_dim);
-  detail::check_head_dim(function, "v", arguments.v.head_dim);
-  return {arguments, plans, options};
+  return detail::make_forward_job<Arch>("cpu::forward", arguments, plans, options,
+                                        detail::memory_state::allocated);
 }
 
 /// Refused: the job would outlive the plan. Keep the plan while the job runs.
@@ -26,6 +40,18 @@ template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = d
 forward_job<Q, K, V, O, Arch> prepare_forward(const forward_arguments<Q, K, V, O>& arguments,
                                               tile_plan&& plan,
                                               const attention_options& options = {}) = delete;
+
+/// Bytes that forward needs for up to `concurrency` workers, from shapes and strides alone: data
+/// may be null, so that an engine can plan its memory before it has any. Errors: those of forward.
+template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = default_arch>
+index_t forward_workspace_size(const forward_arguments<Q, K, V, O>& arguments,
+                               const plan_set& plans,
+                               index_t concurrency) {
+  return workspace_size(
+      detail::make_forward_job<Arch>("cpu::forward_workspace_size", arguments, plans, {},
+                                     detail::memory_state::not_yet),
+      concurrency);
+}
 
 /// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled: no n
 /// x n memory.
@@ -71,8 +97,7 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
              const attention_options& options = {},
              Executor&& workers = Executor{}) {
   const auto job = prepare_forward<Q, K, V, O, Arch>(arguments, plans, options);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::forward", job, workers, workspace.bytes());
+  run_job("cpu::forward", job, workers);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

@@ -52,7 +52,7 @@ class forward_job {
       : arguments_(arguments),
         plans_(plans),
         transform_(detail::score_transform<C>::from(
-            detail::resolved_scale(options, arguments.q.head_dim), options.softcap)) {
+            detail::resolved_scale(options.scale, arguments.q.head_dim), options.softcap)) {
     group_ = arguments.k.heads > 0 ? arguments.q.heads / arguments.k.heads : 1;
     sizes_.head_dim = arguments.q.head_dim;
     sizes_.value_dim = arguments.v.head_dim;
@@ -67,13 +67,16 @@ class forward_job {
     every_key_is_seen_ = detail::every_key_is_seen(plans);
     values_in_place_ = can_read_values_in_place();
     padded_keys_ = round_up(arguments.k.tokens, tile::width);
-    key_panel_size_ = detail::steps_for<panel, Arch>(arguments.q.head_dim) * padded_keys_;
+    key_panel_size_ = detail::saturating_multiply(
+        detail::steps_for<panel, Arch>(arguments.q.head_dim), padded_keys_);
     value_steps_ = detail::steps_for<panel, Arch>(padded_keys_);
     value_panel_size_ =
-        values_in_place_ ? 0 : value_steps_ * round_up(arguments.v.head_dim, tile::width);
+        values_in_place_ ? 0
+                         : detail::saturating_multiply(
+                               value_steps_, round_up(arguments.v.head_dim, tile::width));
     detail::workspace_layout layout;
-    keys_offset_ = layout.take<panel>(arguments.k.heads * key_panel_size_);
-    values_offset_ = layout.take<panel>(arguments.k.heads * value_panel_size_);
+    keys_offset_ = layout.take<panel>(detail::saturating_multiply(arguments.k.heads, key_panel_size_));
+    values_offset_ = layout.take<panel>(detail::saturating_multiply(arguments.k.heads, value_panel_size_));
     shared_size_ = layout.size();
   }
 
@@ -93,7 +96,8 @@ class forward_job {
     }
   }
   index_t workspace_size(index_t concurrency) const noexcept {
-    return shared_size_ + concurrency * tile::bytes(sizes_);
+    return detail::saturating_add(shared_size_,
+                                  detail::saturating_multiply(concurrency, tile::bytes(sizes_)));
   }
 
  private:

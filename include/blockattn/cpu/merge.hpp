@@ -26,7 +26,9 @@ class merge_job {
   index_t tasks(index_t /*phase*/) const noexcept {
     return ceil_divide(arguments_.o.tokens, task_tokens);
   }
-  index_t workspace_size(index_t concurrency) const noexcept { return concurrency * worker_size_; }
+  index_t workspace_size(index_t concurrency) const noexcept {
+    return detail::saturating_multiply(concurrency, worker_size_);
+  }
   void run(index_t /*phase*/,
            index_t task,
            index_t worker,
@@ -78,6 +80,20 @@ merge_job<P, O, Arch> prepare_merge(const merge_arguments<P, O>& arguments) {
   return merge_job<P, O, Arch>(arguments);
 }
 
+/// Refused: the job reads the list of states, which a temporary may take with it. Give the
+/// arguments a name, and keep the list while the job runs.
+template <class P = float, class O = P, class Arch = default_arch>
+merge_job<P, O, Arch> prepare_merge(merge_arguments<P, O>&& arguments) = delete;
+
+/// Bytes that merge needs for up to `concurrency` workers, from shapes alone: data may be null.
+/// Errors: those of merge.
+template <class P = float, class O = P, class Arch = default_arch>
+index_t merge_workspace_size(const merge_arguments<P, O>& arguments, index_t concurrency) {
+  detail::check_merge_shapes("cpu::merge_workspace_size", arguments,
+                             detail::memory_state::not_yet);
+  return workspace_size(merge_job<P, O, Arch>(arguments), concurrency);
+}
+
 /// Joins softmax states over disjoint keys into the state over all of them, for every token and
 /// head:
 ///   w_s = log_weight_scale_s * lse_s + log_weight_s,  lse = log(sum_s exp(w_s) [+ exp(sink)]),  o
@@ -99,8 +115,7 @@ template <class P = float, class O = P, class Arch = default_arch, class Executo
 requires executor<std::remove_reference_t<Executor>>
 void merge(const merge_arguments<P, O>& arguments, Executor&& workers = Executor{}) {
   const auto job = prepare_merge<P, O, Arch>(arguments);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::merge", job, workers, workspace.bytes());
+  run_job("cpu::merge", job, workers);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

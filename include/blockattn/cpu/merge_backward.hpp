@@ -27,7 +27,7 @@ class merge_backward_job {
     worker_size_ = layout.size();
     if (!arguments.d_sink_logits.empty()) {
       detail::workspace_layout shared;
-      shared.take<C>(row_tasks() * arguments.d_o.heads);
+      shared.take<C>(detail::saturating_multiply(row_tasks(), arguments.d_o.heads));
       shared_size_ = shared.size();
     }
   }
@@ -35,7 +35,8 @@ class merge_backward_job {
   index_t phases() const noexcept { return arguments_.d_sink_logits.empty() ? 1 : 2; }
   index_t tasks(index_t phase) const noexcept { return phase == 0 ? row_tasks() : 1; }
   index_t workspace_size(index_t concurrency) const noexcept {
-    return shared_size_ + concurrency * worker_size_;
+    return detail::saturating_add(shared_size_,
+                                  detail::saturating_multiply(concurrency, worker_size_));
   }
   void run(index_t phase,
            index_t task,
@@ -135,6 +136,22 @@ merge_backward_job<P, O, D, Arch> prepare_merge_backward(
   return merge_backward_job<P, O, D, Arch>(arguments);
 }
 
+/// Refused: the job reads the lists of states and gradients, which a temporary may take with it.
+/// Give the arguments a name, and keep the lists while the job runs.
+template <class P = float, class O = P, class D = P, class Arch = default_arch>
+merge_backward_job<P, O, D, Arch> prepare_merge_backward(
+    merge_backward_arguments<P, O, D>&& arguments) = delete;
+
+/// Bytes that merge_backward needs for up to `concurrency` workers, from shapes alone: data may be
+/// null, d_sink_logits as it will be. Errors: those of merge_backward.
+template <class P = float, class O = P, class D = P, class Arch = default_arch>
+index_t merge_backward_workspace_size(const merge_backward_arguments<P, O, D>& arguments,
+                                      index_t concurrency) {
+  detail::check_merge_backward_shapes("cpu::merge_backward_workspace_size", arguments,
+                                      detail::memory_state::not_yet);
+  return workspace_size(merge_backward_job<P, O, D, Arch>(arguments), concurrency);
+}
+
 /// The gradient of `merge`, for every token and head. With p_s = exp(w_s - lse) the share of state
 /// s, sinks included, and o and lse the merged state:
 ///   d_o_s = p_s d_o
@@ -167,8 +184,7 @@ requires executor<std::remove_reference_t<Executor>>
 void merge_backward(const merge_backward_arguments<P, O, D>& arguments,
                     Executor&& workers = Executor{}) {
   const auto job = prepare_merge_backward<P, O, D, Arch>(arguments);
-  const workspace_buffer workspace(job.workspace_size(static_cast<index_t>(workers.concurrency())));
-  run_job("cpu::merge_backward", job, workers, workspace.bytes());
+  run_job("cpu::merge_backward", job, workers);
 }
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI

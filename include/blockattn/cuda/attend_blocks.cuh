@@ -42,18 +42,12 @@ index_t check_attend_call(const char* function,
   require(arguments.q.tokens < most / std::max<index_t>(1, arguments.q.heads), function, ": q has ",
           arguments.q.tokens, " tokens x ", arguments.q.heads, " heads, must be below 2^30");
   require(kv_heads <= 65535, function, ": ", kv_heads, " kv heads are more than a launch takes");
-  const double factor = options.softcap > 0 ? options.softcap
-                                            : blockattn::detail::resolved_scale(
-                                                  {.scale = options.scale}, arguments.q.head_dim);
   index_t number = 0;
   for (const auto& sequence : arguments.sequences) {
     index_t keys = 0;
     const auto look_at = [&](const key_segment<K, V>& segment) {
-      require(is_finite_log2(factor * segment.score_scale), function, ": sequence ", number,
-              ": score_scale ", segment.score_scale, " times ", factor,
-              ", of scale or softcap, is beyond fp32");
       require(segment.log_weight == -std::numeric_limits<double>::infinity() ||
-                  is_finite_log2(segment.log_weight),
+                  blockattn::detail::is_finite_in_base_2<float>(segment.log_weight),
               function, ": sequence ", number, ": log_weight ", segment.log_weight,
               " is beyond fp32 in base 2");
       require(segment.k.tokens < most && keys + segment.k.tokens < most, function, ": sequence ",
@@ -78,7 +72,7 @@ attend_packer<K, V> pack_attend(const char* function,
       {.kv_heads = kv_heads,
        .group_heads = arguments.q.heads / kv_heads,
        .columns = attend_columns(arguments.q.head_dim, arguments.o.head_dim),
-       .scale = blockattn::detail::resolved_scale({.scale = options.scale}, arguments.q.head_dim),
+       .scale = blockattn::detail::resolved_scale(options.scale, arguments.q.head_dim),
        .softcap = options.softcap});
   for (int row_class = 0; row_class < attend_row_classes; ++row_class) {
     const index_t items = packer.of_class(row_class).items;

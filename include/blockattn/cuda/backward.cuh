@@ -50,7 +50,6 @@ void check_backward_call(const char* function,
   using blockattn::detail::require;
   const auto& a = arguments;
   blockattn::detail::check_backward_shapes(function, a, options);
-  check_device_options(function, options);
   check_device_head_dim(function, "q", a.q.head_dim);
   check_device_head_dim(function, "v", a.v.head_dim);
   require(plan.query_tokens() == a.q.tokens && plan.key_tokens() == a.k.tokens, function,
@@ -119,7 +118,7 @@ backward_parameters backward_parameters_of(const backward_arguments<Types...>& a
   p.padded_queries = static_cast<int>(padded_queries_of(plan));
   p.group = a.k.heads > 0 ? static_cast<int>(a.q.heads / a.k.heads) : 1;
   constexpr double log2_e = 1.4426950408889634;
-  const double scale = blockattn::detail::resolved_scale(options, a.q.head_dim);
+  const double scale = blockattn::detail::resolved_scale(options.scale, a.q.head_dim);
   p.scale = static_cast<float>(scale);
   // A scale so small that fp32 holds scale / softcap as 0 leaves scores that no cap bends.
   p.softcap_factor = options.softcap > 0 ? static_cast<float>(scale / options.softcap) : 0.0F;

@@ -124,6 +124,23 @@ inline index_t shared_bytes_of_half_a_processor(const char* function) {
   return std::min(half, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) - reductions;
 }
 
+/// The loss is written where no argument lies.
+template <class Teacher, class Student, class Gradient>
+void check_loss_apart(const char* function,
+                      const distillation_arguments<Teacher, Student, Gradient>& arguments,
+                      double* loss) {
+  using blockattn::detail::as_rows;
+  using blockattn::detail::footprint_of;
+  const std::size_t count = loss == nullptr ? 0 : 1;
+  blockattn::detail::check_apart(function, {{"loss", footprint_of(std::span(loss, count))}},
+                                 {{"teacher", footprint_of(as_rows(arguments.teacher))},
+                                  {"student", footprint_of(as_rows(arguments.student))},
+                                  {"d_student", footprint_of(as_rows(arguments.d_student))},
+                                  {"weights", footprint_of(arguments.weights)},
+                                  {"token_losses", footprint_of(arguments.token_losses)},
+                                  {"labels", footprint_of(arguments.labels)}});
+}
+
 /// Enqueues one cta for each token.
 template <class Row, class Pieces>
 void launch_rows(const char* function,
@@ -210,6 +227,7 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
                        cudaStream_t stream) {
   constexpr const char* function = "cuda::distillation_loss";
   detail::check_distillation_call(function, arguments, options);
+  detail::check_loss_apart(function, arguments, loss);
   const index_t tokens = arguments.student.tokens;
   blockattn::detail::check_workspace(function, workspace, distillation_loss_workspace_size(tokens));
   const auto p = detail::distillation_parameters_of(arguments, options, workspace);

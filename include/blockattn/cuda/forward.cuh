@@ -33,21 +33,6 @@ inline void check_device_head_dim(const char* function, const char* name, index_
                              ", must be a multiple of 8 from 8 to 256");
 }
 
-/// True when fp32 holds a natural logarithm, or a factor of one, in base 2.
-inline bool is_finite_log2(double value) {
-  constexpr double log2_e = 1.4426950408889634;
-  return blockattn::detail::is_finite_as<float>(value * log2_e);
-}
-
-/// What kernels, whose scores are in base 2, refuse beside check_options.
-inline void check_device_options(const char* function, const attention_options& options) {
-  const bool is_capped = options.softcap > 0;
-  const double factor = is_capped ? options.softcap : options.scale.value_or(1);
-  blockattn::detail::require(is_finite_log2(factor), function, ": options.",
-                             is_capped ? "softcap" : "scale", " is ", factor,
-                             ", beyond fp32 in base 2");
-}
-
 /// Everything that `cuda::forward` refuses. Reads no device memory.
 template <class Q, class K, class V, class O>
 void check_forward_call(const char* function,
@@ -56,7 +41,6 @@ void check_forward_call(const char* function,
                         const attention_options& options) {
   using blockattn::detail::require;
   blockattn::detail::check_forward_shapes(function, arguments, options);
-  check_device_options(function, options);
   const index_t heads = arguments.q.heads;
   check_device_head_dim(function, "q", arguments.q.head_dim);
   check_device_head_dim(function, "v", arguments.v.head_dim);
@@ -123,7 +107,7 @@ forward_parameters forward_parameters_of(const forward_arguments<Q, K, V, O>& ar
   p.key_tokens = static_cast<int>(plan.key_tokens());
   p.group = arguments.k.heads > 0 ? static_cast<int>(arguments.q.heads / arguments.k.heads) : 1;
   p.query_heads = static_cast<int>(arguments.q.heads);
-  p.form = score_form_of(blockattn::detail::resolved_scale(options, arguments.q.head_dim),
+  p.form = score_form_of(blockattn::detail::resolved_scale(options.scale, arguments.q.head_dim),
                          options.softcap);
   return p;
 }

@@ -99,7 +99,7 @@ void rotate(const rope& rotation,
             cudaStream_t stream) {
   constexpr const char* function = "cuda::rotate";
   detail::check_rotate_call(function, rotation, in, out);
-  blockattn::detail::check_rope_position_count(function, "positions", positions, in.tokens);
+  blockattn::detail::check_rope_position_span(function, "positions", positions, out);
   detail::launch_rotate(function, rotation, in, out,
                         {.positions = positions.data(), .factor = rotation.attention_factor()},
                         stream);
@@ -127,7 +127,7 @@ void rotate_backward(const rope& rotation,
                      cudaStream_t stream) {
   constexpr const char* function = "cuda::rotate_backward";
   detail::check_rotate_call(function, rotation, d_out, d_in, "d_out", "d_in");
-  blockattn::detail::check_rope_position_count(function, "positions", positions, d_out.tokens);
+  blockattn::detail::check_rope_position_span(function, "positions", positions, d_in, "d_in");
   detail::launch_rotate(
       function, rotation, d_out, d_in,
       {.positions = positions.data(), .sign = -1, .factor = rotation.attention_factor()}, stream);
@@ -167,7 +167,7 @@ void reposition(const rope& rotation,
                 cudaStream_t stream) {
   constexpr const char* function = "cuda::reposition";
   detail::check_rotate_call(function, rotation, rows, rows);
-  blockattn::detail::check_rope_position_count(function, "deltas", deltas, rows.tokens);
+  blockattn::detail::check_rope_position_span(function, "deltas", deltas, rows, "rows");
   detail::launch_rotate(function, rotation, rows, rows, {.positions = deltas.data()}, stream);
 }
 

@@ -7,7 +7,7 @@
 /// \file
 /// scatter_rows and gather_rows of layout/ and their adjoints, on a device. Layouts are uploaded
 /// once (upload_layout), spans are device memory. Calls only enqueue kernels on `stream` and
-/// allocate nothing. They throw `error` on a span of another size, columns < 1, 2^31 rows or more;
+/// allocate nothing. They throw `error` on a span of another size, overlap, columns < 1, 2^31 rows or more;
 /// nothing has been enqueued then. Bound by memory.
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda {
@@ -96,8 +96,8 @@ void scatter_rows_adjoint(const char* function,
                           std::span<DSinks> d_sink_rows,
                           index_t columns,
                           cudaStream_t stream) {
-  blockattn::detail::check_scatter_rows_backward(function, layout, d_out.size(),
-                                                 d_source_rows.size(), d_sink_rows.size(), columns);
+  blockattn::detail::check_scatter_rows_backward(function, layout, d_out, d_source_rows,
+                                                 d_sink_rows, columns);
   const bool one_set = blockattn::detail::holds_rows(
       d_sink_rows.size(), layout.sink_options().tokens_per_block, columns);
   const auto sources = gradient_parameters(function, layout, row_origin::token, d_out,
@@ -120,8 +120,7 @@ void gather_rows_adjoint(const char* function,
                          std::span<DRows> d_rows,
                          index_t columns,
                          cudaStream_t stream) {
-  blockattn::detail::check_gather_rows_backward(function, layout, d_out.size(), d_rows.size(),
-                                                columns);
+  blockattn::detail::check_gather_rows_backward(function, layout, d_out, d_rows, columns);
   launch_gradient_rows(
       function,
       gradient_parameters(function, layout, row_origin::any_token, d_out, d_rows, columns, write),
@@ -147,8 +146,7 @@ void scatter_rows(const device_layout& layout,
                   cudaStream_t stream) {
   static_assert(std::is_trivially_copyable_v<T>);
   constexpr const char* function = "cuda::scatter_rows";
-  blockattn::detail::check_scatter_rows(function, layout, source_rows.size(), sink_rows.size(),
-                                        out.size(), columns);
+  blockattn::detail::check_scatter_rows(function, layout, source_rows, sink_rows, out, columns);
   const bool one_set = blockattn::detail::holds_rows(
       sink_rows.size(), layout.sink_options().tokens_per_block, columns);
   detail::launch_copy_rows(function,
@@ -175,7 +173,7 @@ void gather_rows(const device_layout& layout,
                  cudaStream_t stream) {
   static_assert(std::is_trivially_copyable_v<T>);
   constexpr const char* function = "cuda::gather_rows";
-  blockattn::detail::check_gather_rows(function, layout, rows.size(), out.size(), columns);
+  blockattn::detail::check_gather_rows(function, layout, rows, out, columns);
   detail::launch_copy_rows(function,
                            {.map = detail::device_layout_access::map(layout),
                             .origin = detail::row_origin::token,

@@ -1,6 +1,8 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
+#include <blockattn/core/overlap_checks.hpp>
 #include <blockattn/core/view_checks.hpp>
 #include <blockattn/distill/distillation_arguments.hpp>
 #include <blockattn/distill/distillation_options.hpp>
@@ -13,6 +15,12 @@
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
 
+/// A logits_view as rows of one head.
+template <class T>
+heads_view<T> as_rows(const logits_view<T>& view) noexcept {
+  return {view.data, view.tokens, 1, view.vocabulary, view.token_stride, 0, view.broadcast};
+}
+
 /// Sizes are not negative, token ids fit 32 bits, and a view with elements has memory.
 template <class T>
 void check_logits(const char* function, const char* name, const logits_view<T>& view) {
@@ -24,6 +32,8 @@ void check_logits(const char* function, const char* name, const logits_view<T>& 
           " tokens over an empty vocabulary");
   require(view.data != nullptr || view.tokens == 0, function, ": ", name,
           ".data is null but its size is (", view.tokens, ", ", view.vocabulary, ")");
+  check_extent(function, name, view.tokens, view.token_stride, 1, 0, view.vocabulary, sizeof(T));
+  if constexpr (std::is_const_v<T>) check_input_strides(function, name, as_rows(view));
 }
 
 inline void check_length(const char* function,
@@ -54,6 +64,10 @@ void check_distillation_options(const char* function, const distillation_options
   require(normal(options.temperature) && normal(1 / options.temperature), function,
           ": options.temperature is ", options.temperature,
           ", must be positive and, as its inverse, a normal number of the accumulator");
+  check_enumerator(function, "options.divergence", options.divergence,
+                   divergence::jensen_shannon);
+  check_enumerator(function, "options.temperature_factor", options.temperature_factor,
+                   temperature_factor::none);
   require(options.teacher_share > 0 && options.teacher_share < 1, function,
           ": options.teacher_share is ", options.teacher_share, ", must be in (0, 1)");
   require(options.label_weight >= 0 && options.label_weight <= 1, function,
@@ -132,20 +146,22 @@ void check_distillation_shapes(const char* function,
   if (!labels.empty() || options.label_weight > 0)
     check_length(function, "labels", labels.size(), tokens);
   if (!token_losses.empty()) check_length(function, "token_losses", token_losses.size(), tokens);
-  if (!d_student) return;
-  check_shape("d_student", d_student);
+  const named_memory losses = {"token_losses", footprint_of(token_losses)};
+  const named_memory gradient = {"d_student", footprint_of(as_rows(d_student))};
+  if (d_student) check_shape("d_student", d_student);
   require(rows_are_disjoint(tokens, 1, d_student.vocabulary, d_student.token_stride, 0), function,
           ": rows of d_student overlap: vocabulary ", d_student.vocabulary, ", token_stride ",
           d_student.token_stride);
-  const void* const written = d_student.data;
-  require(tokens == 0 || written != static_cast<const void*>(teacher.data), function,
-          ": d_student would overwrite the teacher's logits");
-  require(
-      tokens == 0 || written != static_cast<const void*>(student.data) ||
-          (sizeof(Student) == sizeof(Gradient) && student.token_stride == d_student.token_stride),
-      function, ": d_student begins where student does, but has token_stride ",
-      d_student.token_stride, " and ", sizeof(Gradient), " bytes per entry, student ",
-      student.token_stride, " and ", sizeof(Student));
+  check_apart(function, {gradient, losses},
+              {{"teacher", footprint_of(as_rows(teacher))},
+               {"top_k.ids", footprint_of(top_k.ids)},
+               {"top_k.log_probabilities", footprint_of(top_k.log_probabilities)},
+               {"top_k.rest_mass", footprint_of(top_k.rest_mass)},
+               {"weights", footprint_of(weights)},
+               {"ignored", footprint_of(ignored)},
+               {"labels", footprint_of(labels)}});
+  check_apart(function, losses, {"student", footprint_of(as_rows(student))});
+  check_same_or_apart(function, "d_student", as_rows(d_student), "student", as_rows(student));
 }
 
 /// Everything that a distillation loss refuses.
@@ -158,6 +174,7 @@ void check_distillation(const char* function,
   const auto& student = arguments.student;
   check_top_k_values(function, arguments.top_k, student.tokens, student.vocabulary);
   for (std::size_t t = 0; t < arguments.weights.size(); ++t) {
+    if (!arguments.ignored.empty() && arguments.ignored[t] != 0) continue;
     const C weight = arguments.weights[t];
     require(weight >= 0 && weight <= std::numeric_limits<C>::max(), function, ": weights[", t,
             "] is ", weight, ", must be finite and >= 0");

@@ -48,7 +48,8 @@ class distillation_job {
     return ceil_divide(arguments_.student.tokens, task_tokens());
   }
   index_t workspace_size(index_t concurrency) const noexcept {
-    return shared_size_ + concurrency * worker_size_;
+    return detail::saturating_add(shared_size_,
+                                  detail::saturating_multiply(concurrency, worker_size_));
   }
   void run(index_t /*phase*/,
            index_t task,

@@ -26,16 +26,21 @@ void check_label_log_probability_shapes(const char* function,
   check_logits(function, "logits", arguments.logits);
   check_length(function, "log_probabilities", arguments.log_probabilities.size(), tokens);
   check_length(function, "labels", arguments.labels.size(), tokens);
+  check_apart(function, {{"log_probabilities", footprint_of(arguments.log_probabilities)}},
+              {{"logits", footprint_of(as_rows(arguments.logits))},
+               {"labels", footprint_of(arguments.labels)}});
 }
 
 template <class C>
 void check_label_gaps(const char* function,
                       std::span<const C> teacher,
                       std::span<const C> student,
-                      std::span<const C> scores) {
+                      std::span<C> scores) {
   require(teacher.size() == scores.size() && student.size() == scores.size(), function, ": ",
           teacher.size(), " log-probabilities of the teacher, ", student.size(),
           " of the student, ", scores.size(), " scores");
+  check_same_or_apart(function, "scores", scores, "teacher", teacher);
+  check_same_or_apart(function, "scores", scores, "student", student);
 }
 
 }  // namespace detail

@@ -16,13 +16,14 @@ struct logits_view {
   index_t tokens = 0;
   index_t vocabulary = 0;
   index_t token_stride = 0;  ///< elements from one token to the next
+  bool broadcast = false;    ///< a token_stride of 0 is meant; inputs only
 
   constexpr T* row(index_t token) const noexcept { return data + token * token_stride; }
   constexpr explicit operator bool() const noexcept { return data != nullptr; }
   template <class ConstT>  // a template, because nvcc warns of one from const T to const T
   requires(!std::is_const_v<T> && std::is_same_v<ConstT, const T>) constexpr
   operator logits_view<ConstT>() const noexcept {
-    return {data, tokens, vocabulary, token_stride};
+    return {data, tokens, vocabulary, token_stride, broadcast};
   }
 };
 

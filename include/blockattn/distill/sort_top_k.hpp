@@ -5,6 +5,7 @@
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/index.hpp>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <tuple>
 #include <type_traits>
@@ -20,10 +21,13 @@ template <class C = float>
 void sort_top_k(index_t k,
                 std::span<std::int32_t> ids,
                 std::type_identity_t<std::span<C>> log_probabilities) {
+  detail::require(0 < k && k <= std::numeric_limits<std::int32_t>::max(), "sort_top_k: k is ", k,
+                  ", must be in [1, 2147483647]: ids fit 32 bits");
   const auto count = static_cast<index_t>(ids.size());
-  detail::require(k > 0 && count % k == 0 && log_probabilities.size() == ids.size(),
+  detail::require(count % k == 0 && log_probabilities.size() == ids.size(),
                   "sort_top_k: ", ids.size(), " ids and ", log_probabilities.size(),
                   " log-probabilities, not rows of k = ", k, " each");
+  if (ids.empty()) return;
   std::vector<std::pair<std::int32_t, C>> row(static_cast<std::size_t>(k));
   for (std::size_t begin = 0; begin < ids.size(); begin += row.size()) {
     for (std::size_t i = 0; i < row.size(); ++i)

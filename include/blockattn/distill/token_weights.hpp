@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/index.hpp>
+#include <blockattn/core/overlap_checks.hpp>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -52,6 +54,9 @@ void check_token_weight_shapes(const char* function,
           function, ": ", scores.size(), " scores for ", weights.size(), " weights");
   require(ignored.empty() || ignored.size() == weights.size(), function, ": ignored has ",
           ignored.size(), " entries for ", weights.size(), " weights");
+  check_enumerator(function, "options.weighting", options.weighting, token_weighting::top_fraction);
+  check_same_or_apart(function, "weights", weights, "scores", scores);
+  check_apart(function, {{"weights", footprint_of(weights)}}, {{"ignored", footprint_of(ignored)}});
   require(options.fraction > 0 && options.fraction <= 1, function, ": options.fraction is ",
           options.fraction, ", must be in (0, 1]");
   require(options.floor >= 0 && options.cap > 0 && options.floor <= options.cap &&

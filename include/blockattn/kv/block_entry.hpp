@@ -33,19 +33,6 @@ struct block_entry {
   }
 
  private:
-  static const char* name_of(storage_format format) noexcept {
-    switch (format) {
-      case storage_format::fp64:
-        return "fp64";
-      case storage_format::fp32:
-        return "fp32";
-      case storage_format::bf16:
-        return "bf16";
-      default:
-        return "fp16";
-    }
-  }
-
   void check_access(const char* function,
                     index_t layer,
                     storage_format asked,

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/kv/key_bytes.hpp>
@@ -37,8 +38,18 @@ struct block_identity {
 /// are the same on every platform and two identities never run into one another.
 class block_key {
  public:
-  /// O(tokens + frequencies). Errors: an empty model_fingerprint.
-  explicit block_key(const block_identity& identity) {
+  /// O(tokens + frequencies). Errors: an empty model_fingerprint; a number that is no enumerator.
+  explicit block_key(const block_identity& identity)
+      : tokens_(static_cast<index_t>(identity.tokens.size())),
+        key_format_(identity.key_format),
+        value_format_(identity.value_format) {
+    constexpr const char* place = "block_key";
+    using blockattn::detail::check_enumerator;
+    check_enumerator(place, "key_format", identity.key_format, storage_format::fp16);
+    check_enumerator(place, "value_format", identity.value_format, storage_format::fp16);
+    check_enumerator(place, "sinks.placement", identity.sinks.placement, sink_placement::block_end);
+    check_enumerator(place, "sinks.sharing", identity.sinks.sharing, sink_sharing::shared);
+    check_enumerator(place, "sinks.positions", identity.sinks.positions, sink_positions::pinned);
     blockattn::detail::require(!identity.model_fingerprint.empty(),
                                "block_key: model_fingerprint is empty: blocks of different models "
                                "could not be told apart");
@@ -61,12 +72,22 @@ class block_key {
   /// The complete key; valid while the key lives.
   std::string_view bytes() const noexcept { return bytes_; }
 
-  friend bool operator==(const block_key&, const block_key&) = default;
+  /// What a block of this key holds: a store refuses memory of another shape.
+  index_t tokens() const noexcept { return tokens_; }
+  storage_format key_format() const noexcept { return key_format_; }
+  storage_format value_format() const noexcept { return value_format_; }
+
+  friend bool operator==(const block_key& a, const block_key& b) noexcept {
+    return a.bytes_ == b.bytes_;
+  }
 
  private:
   /// Changes whenever the bytes of equal identities change.
   static constexpr std::string_view format_name = "blockattn block key 1";
 
+  index_t tokens_;
+  storage_format key_format_;
+  storage_format value_format_;
   std::string bytes_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/storage.hpp>
 #include <blockattn/core/workspace.hpp>
@@ -25,6 +26,19 @@ struct block_shape {
 };
 
 namespace detail {
+
+constexpr const char* name_of(storage_format format) noexcept {
+  switch (format) {
+    case storage_format::fp64:
+      return "fp64";
+    case storage_format::fp32:
+      return "fp32";
+    case storage_format::bf16:
+      return "bf16";
+    default:
+      return "fp16";
+  }
+}
 
 constexpr index_t bytes_per_value(storage_format format) noexcept {
   switch (format) {
@@ -62,6 +76,9 @@ namespace detail {
 
 /// Refuses sizes that are negative or so large that a byte count could overflow.
 inline void check_shape(const char* function, const block_shape& shape) {
+  using blockattn::detail::check_enumerator;
+  check_enumerator(function, "shape.key_format", shape.key_format, storage_format::fp16);
+  check_enumerator(function, "shape.value_format", shape.value_format, storage_format::fp16);
   double bytes = 8;
   const auto check_size = [&](const char* name, index_t size) {
     blockattn::detail::require(size >= 0, function, ": shape.", name, " is ", size,

@@ -55,9 +55,18 @@ class block_store {
   /// Room to write a block. Evicts as many unpinned blocks as that takes. An empty draft when
   /// pinned blocks and other drafts leave too little of the budget (always so for a block larger
   /// than the budget), in which case nothing is evicted, or when the storage has no memory: the
-  /// engine then computes into memory of its own. Errors: negative or uncountable sizes in `shape`.
+  /// engine then computes into memory of its own. Errors: negative or uncountable sizes in `shape`; a
+  /// shape of other tokens or formats than the key names.
   block_draft begin_insert(const block_key& key, const block_shape& shape) {
-    detail::check_shape("block_store::begin_insert", shape);
+    constexpr const char* function = "block_store::begin_insert";
+    detail::check_shape(function, shape);
+    blockattn::detail::require(key.tokens() == shape.tokens, function, ": the key names ",
+                               key.tokens(), " tokens but shape.tokens is ", shape.tokens);
+    blockattn::detail::require(
+        key.key_format() == shape.key_format && key.value_format() == shape.value_format, function,
+        ": the key says ", detail::name_of(key.key_format()), " keys and ",
+        detail::name_of(key.value_format()), " values but the shape ",
+        detail::name_of(shape.key_format), " and ", detail::name_of(shape.value_format));
     const index_t bytes = block_bytes(shape);
     detail::block_index::entries entry;
     entry.push_back({key, hash_(key), shape, nullptr});

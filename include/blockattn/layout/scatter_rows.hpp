@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <blockattn/core/overlap_checks.hpp>
 #include <blockattn/layout/block_layout.hpp>
 #include <ranges>
 #include <span>
@@ -33,35 +34,39 @@ inline void require_rows(std::string_view function,
           " elements, must hold ", rows, " rows x ", columns, " columns");
 }
 
-/// The sizes of a scatter_rows call, in elements; Layout is a block_layout or has its tokens(),
-/// source_tokens() and sink_options().
-template <class Layout>
+/// The spans of a scatter_rows call; Layout is a block_layout or has its tokens(), source_tokens()
+/// and sink_options().
+template <class Layout, class T>
 void check_scatter_rows(const char* function,
                         const Layout& layout,
-                        std::size_t source_rows,
-                        std::size_t sink_rows,
-                        std::size_t out,
+                        std::span<const T> source_rows,
+                        std::span<const T> sink_rows,
+                        std::span<T> out,
                         index_t columns) {
   const index_t per_set = layout.sink_options().tokens_per_block;
   const index_t all_sinks = layout.tokens() - layout.source_tokens();
   require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "source_rows", source_rows, layout.source_tokens(), columns);
-  require_rows(function, "out", out, layout.tokens(), columns);
-  require(holds_rows(sink_rows, per_set, columns) || holds_rows(sink_rows, all_sinks, columns),
-          function, ": sink_rows holds ", sink_rows, " elements, must hold ", per_set,
+  require_rows(function, "source_rows", source_rows.size(), layout.source_tokens(), columns);
+  require_rows(function, "out", out.size(), layout.tokens(), columns);
+  const std::size_t sinks = sink_rows.size();
+  require(holds_rows(sinks, per_set, columns) || holds_rows(sinks, all_sinks, columns), function,
+          ": sink_rows holds ", sinks, " elements, must hold ", per_set,
           " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns, " columns");
+  check_apart(function, {{"out", footprint_of(out)}},
+              {{"source_rows", footprint_of(source_rows)}, {"sink_rows", footprint_of(sink_rows)}});
 }
 
 /// The same of gather_rows.
-template <class Layout>
+template <class Layout, class T>
 void check_gather_rows(const char* function,
                        const Layout& layout,
-                       std::size_t rows,
-                       std::size_t out,
+                       std::span<const T> rows,
+                       std::span<T> out,
                        index_t columns) {
   require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "rows", rows, layout.tokens(), columns);
-  require_rows(function, "out", out, layout.source_tokens(), columns);
+  require_rows(function, "rows", rows.size(), layout.tokens(), columns);
+  require_rows(function, "out", out.size(), layout.source_tokens(), columns);
+  check_apart(function, {{"out", footprint_of(out)}}, {{"rows", footprint_of(rows)}});
 }
 
 template <class T>
@@ -85,7 +90,7 @@ void copy_rows(std::span<const T> from,
 ///   in axis order: a set of its own for each block. Empty for a layout without sinks.
 /// \param out (tokens, columns), must not overlap the inputs
 ///
-/// O(tokens * columns). Errors: a span of another size; columns < 1.
+/// O(tokens * columns). Errors: a span of another size; overlap; columns < 1.
 template <writable_rows Out>
 void scatter_rows(const block_layout& layout,
                   std::span<const std::ranges::range_value_t<Out>> source_rows,
@@ -94,8 +99,7 @@ void scatter_rows(const block_layout& layout,
                   index_t columns = 1) {
   using T = std::ranges::range_value_t<Out>;
   const std::span<T> rows(std::ranges::data(out), std::ranges::size(out));
-  detail::check_scatter_rows("scatter_rows", layout, source_rows.size(), sink_rows.size(),
-                             rows.size(), columns);
+  detail::check_scatter_rows("scatter_rows", layout, source_rows, sink_rows, rows, columns);
   const bool one_set =
       detail::holds_rows(sink_rows.size(), layout.sink_options().tokens_per_block, columns);
   index_t sink_row = 0;
@@ -116,7 +120,7 @@ void scatter_rows(const block_layout& layout,
 /// \param rows (tokens, columns)
 /// \param out (source_tokens, columns), must not overlap `rows`
 ///
-/// O(tokens * columns). Errors: a span of another size; columns < 1.
+/// O(tokens * columns). Errors: a span of another size; overlap; columns < 1.
 template <writable_rows Out>
 void gather_rows(const block_layout& layout,
                  std::span<const std::ranges::range_value_t<Out>> rows,
@@ -124,7 +128,7 @@ void gather_rows(const block_layout& layout,
                  index_t columns = 1) {
   using T = std::ranges::range_value_t<Out>;
   const std::span<T> source_rows(std::ranges::data(out), std::ranges::size(out));
-  detail::check_gather_rows("gather_rows", layout, rows.size(), source_rows.size(), columns);
+  detail::check_gather_rows("gather_rows", layout, rows, source_rows, columns);
   for (index_t b = 0; b < layout.blocks(); ++b) {
     const index_range source = layout.source_range(b);
     detail::copy_rows<T>(rows, layout.content_tokens(b).begin, source_rows, source.begin,

@@ -23,6 +23,14 @@ concept gradient_source = std::ranges::contiguous_range<Rows> && std::ranges::si
 
 namespace detail {
 
+template <class Rows>
+using element_of = std::remove_cv_t<std::ranges::range_value_t<Rows>>;
+
+template <class T, class Rows>
+std::span<T> as_span(Rows& rows) noexcept {
+  return {std::ranges::data(rows), std::ranges::size(rows)};
+}
+
 struct assign_element {
   template <class T, class C>
   void operator()(T& stored, C value) const noexcept {
@@ -71,38 +79,43 @@ void put_summed_sinks(
   }
 }
 
-/// The sizes of a scatter_rows_backward call, in elements; Layout as in check_scatter_rows.
-template <class Layout>
+/// The spans of a scatter_rows_backward call; Layout as in check_scatter_rows.
+template <class Layout, class DOut, class DSource, class DSinks>
 void check_scatter_rows_backward(const char* function,
                                  const Layout& layout,
-                                 std::size_t d_out,
-                                 std::size_t d_source_rows,
-                                 std::size_t d_sink_rows,
+                                 std::span<const DOut> d_out,
+                                 std::span<DSource> d_source_rows,
+                                 std::span<DSinks> d_sink_rows,
                                  index_t columns) {
   const index_t per_set = layout.sink_options().tokens_per_block;
   const index_t all_sinks = layout.tokens() - layout.source_tokens();
   require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "d_out", d_out, layout.tokens(), columns);
-  if (d_source_rows != 0) {
-    require_rows(function, "d_source_rows", d_source_rows, layout.source_tokens(), columns);
+  require_rows(function, "d_out", d_out.size(), layout.tokens(), columns);
+  if (!d_source_rows.empty()) {
+    require_rows(function, "d_source_rows", d_source_rows.size(), layout.source_tokens(), columns);
   }
-  require(d_sink_rows == 0 || holds_rows(d_sink_rows, per_set, columns) ||
-              holds_rows(d_sink_rows, all_sinks, columns),
-          function, ": d_sink_rows holds ", d_sink_rows, " elements, must hold ", per_set,
+  const std::size_t sinks = d_sink_rows.size();
+  require(sinks == 0 || holds_rows(sinks, per_set, columns) || holds_rows(sinks, all_sinks, columns),
+          function, ": d_sink_rows holds ", sinks, " elements, must hold ", per_set,
           " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns,
           " columns, or nothing");
+  check_apart(function,
+              {{"d_source_rows", footprint_of(d_source_rows)},
+               {"d_sink_rows", footprint_of(d_sink_rows)}},
+              {{"d_out", footprint_of(d_out)}});
 }
 
 /// The same of gather_rows_backward.
-template <class Layout>
+template <class Layout, class DOut, class DRows>
 void check_gather_rows_backward(const char* function,
                                 const Layout& layout,
-                                std::size_t d_out,
-                                std::size_t d_rows,
+                                std::span<const DOut> d_out,
+                                std::span<DRows> d_rows,
                                 index_t columns) {
   require(columns >= 1, function, ": columns is ", columns, ", must be positive");
-  require_rows(function, "d_out", d_out, layout.source_tokens(), columns);
-  require_rows(function, "d_rows", d_rows, layout.tokens(), columns);
+  require_rows(function, "d_out", d_out.size(), layout.source_tokens(), columns);
+  require_rows(function, "d_rows", d_rows.size(), layout.tokens(), columns);
+  check_apart(function, {{"d_rows", footprint_of(d_rows)}}, {{"d_out", footprint_of(d_out)}});
 }
 
 template <class Put, class DOut, class DSource, class DSinks>
@@ -117,8 +130,9 @@ void scatter_rows_adjoint(const char* function,
                           std::ranges::range_value_t<DSource>, std::ranges::range_value_t<DSinks>>;
   const std::size_t sources = std::ranges::size(d_source_rows);
   const std::size_t sink_values = std::ranges::size(d_sink_rows);
-  check_scatter_rows_backward(function, layout, std::ranges::size(d_out), sources, sink_values,
-                              columns);
+  check_scatter_rows_backward(function, layout, as_span<const element_of<DOut>>(d_out),
+                              as_span<element_of<DSource>>(d_source_rows),
+                              as_span<element_of<DSinks>>(d_sink_rows), columns);
   const bool one_set = holds_rows(sink_values, layout.sink_options().tokens_per_block, columns);
 
   const auto* const from = std::ranges::data(d_out);
@@ -150,8 +164,8 @@ void gather_rows_adjoint(const char* function,
                          index_t columns) {
   using C = accumulator_t<std::remove_cv_t<std::ranges::range_value_t<DOut>>,
                           std::ranges::range_value_t<DRows>>;
-  check_gather_rows_backward(function, layout, std::ranges::size(d_out), std::ranges::size(d_rows),
-                             columns);
+  check_gather_rows_backward(function, layout, as_span<const element_of<DOut>>(d_out),
+                             as_span<element_of<DRows>>(d_rows), columns);
   auto* const to = std::ranges::data(d_rows);
   for (index_t b = 0; b < layout.blocks(); ++b) {
     const index_range source = layout.source_range(b);
@@ -176,7 +190,7 @@ void gather_rows_adjoint(const char* function,
 ///   columns) in axis order, written; empty: not wanted
 ///
 /// Spans do not overlap. O(tokens * columns), no allocation. Errors: a span of another size;
-/// columns < 1.
+/// overlap; columns < 1.
 template <gradient_source DOut, gradient_rows DSource, gradient_rows DSinks>
 void scatter_rows_backward(const block_layout& layout,
                            const DOut& d_out,
@@ -205,7 +219,7 @@ void scatter_rows_backward_accumulate(const block_layout& layout,
 /// \param d_rows (tokens, columns), written
 ///
 /// Spans do not overlap. O(tokens * columns), no allocation. Errors: a span of another size;
-/// columns < 1.
+/// overlap; columns < 1.
 template <gradient_source DOut, gradient_rows DRows>
 void gather_rows_backward(const block_layout& layout,
                           const DOut& d_out,

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/layout/block_layout.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI {
@@ -23,6 +24,10 @@ inline block_layout with_sink_tokens(const block_layout& layout,
   detail::require(!layout.has_sinks(), "with_sink_tokens: layout has ",
                   layout.sink_options().tokens_per_block,
                   " sink tokens per block already; insert sinks once, into the source layout");
+  constexpr const char* function = "with_sink_tokens";
+  detail::check_enumerator(function, "placement", options.placement, sink_placement::block_end);
+  detail::check_enumerator(function, "sharing", options.sharing, sink_sharing::shared);
+  detail::check_enumerator(function, "positions", options.positions, sink_positions::pinned);
   detail::require(sinks >= 0, "with_sink_tokens: tokens_per_block is ", sinks,
                   ", must not be negative");
   detail::require(!(shared && options.placement == sink_placement::block_end),

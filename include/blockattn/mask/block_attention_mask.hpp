@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/layout/block_layout.hpp>
 #include <blockattn/mask/attention_mask.hpp>
 
@@ -30,6 +31,8 @@ struct block_attention_options {
 /// without a final one.
 inline attention_mask block_attention_mask(const block_layout& layout,
                                            const block_attention_options& options = {}) {
+  detail::check_enumerator("block_attention_mask", "sink_visibility", options.sink_visibility,
+                           sink_visibility::all);
   std::vector<slice> slices;
   for (index_t s = 0; s < layout.sequences(); ++s) {
     const index_range blocks = layout.sequence_blocks(s);

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/philox.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>
@@ -43,16 +44,12 @@ namespace detail {
 
 inline void check_block_dropout(const block_dropout_options& options) {
   constexpr const char* place = "block_dropout_options";
-  require(options.rule <= block_dropout_rule::random_final, place, ": rule is ",
-          static_cast<int>(options.rule), ", no block_dropout_rule");
+  check_enumerator(place, "rule", options.rule, block_dropout_rule::random_final);
   require(0 <= options.keep_probability && options.keep_probability <= 1, place,
           ": keep_probability is ", options.keep_probability, ", must be in [0, 1]");
   require(!options.exempt_final_block || options.rule == block_dropout_rule::hide_pairs, place,
           ": exempt_final_block is true, but only the rule hide_pairs can exempt the final block");
-  require(sink_visibility::own <= options.sink_visibility &&
-              options.sink_visibility <= sink_visibility::all,
-          place, ": sink_visibility is ", static_cast<int>(options.sink_visibility),
-          ", no sink_visibility");
+  check_enumerator(place, "sink_visibility", options.sink_visibility, sink_visibility::all);
 }
 
 /// One kept-or-dropped draw: the upper 53 random bits as a number in [0, 1), less than

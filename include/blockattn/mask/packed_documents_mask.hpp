@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/layout/block_layout.hpp>
 #include <blockattn/mask/attention_mask.hpp>
 
@@ -23,6 +24,8 @@ inline slice document_slice(const index_range& tokens, document_attention attent
 /// whatever its blocks. One slice per sequence. O(sequences log sequences).
 inline attention_mask packed_documents_mask(const block_layout& layout,
                                             document_attention attention) {
+  detail::check_enumerator("packed_documents_mask", "attention", attention,
+                           document_attention::bidirectional);
   std::vector<slice> slices;
   for (index_t s = 0; s < layout.sequences(); ++s) {
     slices.push_back(detail::document_slice(layout.sequence_tokens(s), attention));
@@ -33,6 +36,8 @@ inline attention_mask packed_documents_mask(const block_layout& layout,
 /// The same from the lengths of the documents. Errors: those of block_layout::from_lengths.
 inline attention_mask packed_documents_mask(const index_list& lengths,
                                             document_attention attention) {
+  detail::check_enumerator("packed_documents_mask", "attention", attention,
+                           document_attention::bidirectional);
   const block_layout documents = block_layout::from_lengths(lengths);
   std::vector<slice> slices;
   for (index_t d = 0; d < documents.blocks(); ++d) {

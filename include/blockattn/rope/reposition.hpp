@@ -35,7 +35,7 @@ void reposition(const rope& rotation, const heads_view<T>& rows, double delta) {
 template <storage_scalar T>
 void reposition(const rope& rotation, const heads_view<T>& rows, std::span<const double> deltas) {
   detail::check_rope_rows("reposition", rotation, rows, rows);
-  detail::check_rope_positions("reposition", "deltas", deltas, rows.tokens);
+  detail::check_rope_positions("reposition", "deltas", deltas, rows, "rows");
   detail::rotate_tokens(rotation, rows, rows, 1,
                         [&](index_t token) { return deltas[static_cast<std::size_t>(token)]; });
 }

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/rope/exact_angle.hpp>
 #include <blockattn/rope/rope_options.hpp>
@@ -37,6 +38,7 @@ class rope {
                     ", must be even and in [0, head_dim = ", head_dim_, "]");
     detail::require(rotary_dim_ <= max_rotary_dim, "rope: rotary_dim is ", rotary_dim_,
                     ", more than ", max_rotary_dim);
+    detail::check_enumerator("rope", "pairing", pairing_, rope_pairing::interleaved);
     frequencies_ = detail::scaled_rope_frequencies(options, rotary_dim_);
     attention_factor_ = detail::resolved_attention_factor(options);
     rates_.reserve(frequencies_.size());

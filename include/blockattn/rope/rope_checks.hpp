@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/overlap_checks.hpp>
 #include <blockattn/core/view_checks.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <cmath>
@@ -25,6 +26,7 @@ void check_rope_rows(const char* function,
           " is (", out.tokens, ", ", out.heads, ", ", out.head_dim, ")");
   require(in.head_dim == rotation.head_dim(), function, ": rows have head_dim ", in.head_dim,
           " but the rope was made for ", rotation.head_dim());
+  check_same_or_apart(function, out_name, out, in_name, in);
 }
 
 inline void check_rope_position(const char* function,
@@ -35,20 +37,26 @@ inline void check_rope_position(const char* function,
           "[", index, "] is ", position, ", must be finite and at most 2^52 in magnitude");
 }
 
-inline void check_rope_position_count(const char* function,
-                                      const char* name,
-                                      std::span<const double> positions,
-                                      index_t tokens) {
-  require(static_cast<index_t>(positions.size()) == tokens, function, ": ", positions.size(), " ",
-          name, " for ", tokens, " tokens");
+/// One position for each token of `out`, apart from its memory.
+template <class Out>
+void check_rope_position_span(const char* function,
+                              const char* name,
+                              std::span<const double> positions,
+                              const heads_view<Out>& out,
+                              const char* out_name = "out") {
+  require(static_cast<index_t>(positions.size()) == out.tokens, function, ": ", positions.size(),
+          " ", name, " for ", out.tokens, " tokens");
+  check_apart(function, {out_name, footprint_of(out)}, {name, footprint_of(positions)});
 }
 
-inline void check_rope_positions(const char* function,
-                                 const char* name,
-                                 std::span<const double> positions,
-                                 index_t tokens) {
-  check_rope_position_count(function, name, positions, tokens);
-  for (index_t t = 0; t < tokens; ++t) {
+template <class Out>
+void check_rope_positions(const char* function,
+                          const char* name,
+                          std::span<const double> positions,
+                          const heads_view<Out>& out,
+                          const char* out_name = "out") {
+  check_rope_position_span(function, name, positions, out, out_name);
+  for (index_t t = 0; t < out.tokens; ++t) {
     check_rope_position(function, name, t, positions[static_cast<std::size_t>(t)]);
   }
 }

@@ -46,7 +46,7 @@ void rotate(const rope& rotation,
             const heads_view<Out>& out,
             std::span<const double> positions) {
   detail::check_rope_rows("rotate", rotation, in, out);
-  detail::check_rope_positions("rotate", "positions", positions, in.tokens);
+  detail::check_rope_positions("rotate", "positions", positions, out);
   detail::rotate_tokens(rotation, in, out, rotation.attention_factor(),
                         [&](index_t token) { return positions[static_cast<std::size_t>(token)]; });
 }

@@ -22,7 +22,7 @@ void rotate_backward(const rope& rotation,
                      const heads_view<DIn>& d_in,
                      std::span<const double> positions) {
   detail::check_rope_rows("rotate_backward", rotation, d_out, d_in, "d_out", "d_in");
-  detail::check_rope_positions("rotate_backward", "positions", positions, d_out.tokens);
+  detail::check_rope_positions("rotate_backward", "positions", positions, d_in, "d_in");
   detail::rotate_tokens(rotation, d_out, d_in, rotation.attention_factor(),
                         [&](index_t token) { return -positions[static_cast<std::size_t>(token)]; });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <blockattn/core/enumerator_check.hpp>
 #include <blockattn/core/error.hpp>
 #include <blockattn/rope/rope_options.hpp>
 #include <cmath>
@@ -47,7 +48,10 @@ inline double resolved_theta(const rope_options& options, index_t rotary_dim) {
   check_needs_theta("NTK", options);
   require(rotary_dim > 2, "rope: NTK scaling needs rotary_dim > 2, it is ", rotary_dim);
   const auto d = static_cast<double>(rotary_dim);
-  return theta * std::pow(ntk->factor, d / (d - 2));
+  const double scaled = theta * std::pow(ntk->factor, d / (d - 2));
+  require(std::isfinite(scaled), "rope: NTK factor ", ntk->factor, " turns theta ", theta,
+          " into a number that is not finite");
+  return scaled;
 }
 
 /// (rotary_dim / 2) frequencies before the scaling by pair.
@@ -125,6 +129,8 @@ inline void scale_frequencies(const llama3_rope_scaling& llama3, std::vector<dou
 }
 
 [[noreturn]] inline void refuse_scaling(length_dependent_rope_scaling scaling) {
+  check_enumerator("rope", "length_dependent_rope_scaling", scaling,
+                   length_dependent_rope_scaling::longrope);
   if (scaling == length_dependent_rope_scaling::dynamic_ntk) {
     fail(
         "rope: dynamic NTK scaling is refused: its frequencies change with the length of the "
