@@ -2,6 +2,7 @@
 #include <blockattn/cpu/backward.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/mask/causal_mask.hpp>
+#include <blockattn/plan/make_tile_plan.hpp>
 
 #include <vector>
 

@@ -5,6 +5,7 @@
 #include <blockattn/cpu/merge.hpp>
 #include <blockattn/cpu/merge_backward.hpp>
 #include <blockattn/mask/causal_mask.hpp>
+#include <blockattn/plan/make_tile_plan.hpp>
 
 #include <array>
 #include <vector>

@@ -154,7 +154,7 @@ class backward_oracle {
     const index_t d = c_.head_dim;
     const index_t value_dim = c_.value_dim;
     const index_t kv = h / group();
-    const double scale = detail::resolved_scale(c_.options, d);
+    const double scale = detail::resolved_scale(c_.options.scale, d);
     const double cap = c_.options.softcap;
     const double over_keys = sum_error(c_.key_tokens());
     const double over_queries = sum_error(c_.query_tokens() * group());

@@ -129,7 +129,7 @@ class forward_oracle {
   double score_error_of_row(index_t i, index_t h) const {
     const auto d = c_.head_dim;
     const double* const q = q_.data() + (i * c_.query_heads + h) * d;
-    const double scale = std::abs(detail::resolved_scale(c_.options, d));
+    const double scale = std::abs(detail::resolved_scale(c_.options.scale, d));
     double largest = 0;
     for (const slice& s : c_.masks.of_head(h).slices()) {
       if (!s.queries.contains(i)) continue;

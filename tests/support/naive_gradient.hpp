@@ -33,7 +33,7 @@ naive_gradients<Real> naive_gradient(const plain_inputs<T>& in,
                            .sink_logits = options.sink_logits},
       mask, options.attention, round);
   const std::vector<std::uint8_t> visible = to_dense(mask);
-  const auto scale = static_cast<Real>(detail::resolved_scale(options.attention, s.head_dim));
+  const auto scale = static_cast<Real>(detail::resolved_scale(options.attention.scale, s.head_dim));
   const auto cap = static_cast<Real>(options.attention.softcap);
   const auto real = [](const std::vector<T>& values) {
     std::vector<Real> result;
