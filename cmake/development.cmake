@@ -18,6 +18,14 @@ if(BLOCKATTN_CUDA)
   set(CMAKE_CUDA_EXTENSIONS OFF)
 endif()
 
+# The strictest warnings that we know strangers to compile the headers with.
+add_library(blockattn_warnings INTERFACE)
+target_compile_options(
+  blockattn_warnings
+  INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wdouble-promotion -Wshadow
+            -Wold-style-cast $<$<CXX_COMPILER_ID:GNU>:-Wuseless-cast>
+            $<$<BOOL:${BLOCKATTN_WERROR}>:-Werror>)
+
 add_library(blockattn_development INTERFACE)
 target_link_libraries(blockattn_development
                       INTERFACE blockattn::blockattn Eigen3::Eigen Threads::Threads)

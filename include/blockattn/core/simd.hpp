@@ -152,13 +152,13 @@ inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
   // machines do not have, and no lane computes -inf - -inf.
   if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
     const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const v whole = xsimd::nearbyint(x);
     const v fraction = _mm512_maskz_sub_ps(seen, x, whole);
     return _mm512_maskz_scalef_ps(seen, exp2_fraction<Arch>(fraction), whole);
   }
   if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) {
     const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const v whole = xsimd::nearbyint(x);
     const v fraction = _mm512_maskz_sub_pd(seen, x, whole);
     return _mm512_maskz_scalef_pd(seen, exp2_fraction<Arch>(fraction), whole);
   }
