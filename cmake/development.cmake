@@ -18,12 +18,20 @@ if(BLOCKATTN_CUDA)
   set(CMAKE_CUDA_EXTENSIONS OFF)
 endif()
 
-add_library(blockattn_development INTERFACE)
-target_link_libraries(blockattn_development
-                      INTERFACE blockattn::blockattn Eigen3::Eigen Threads::Threads)
+# The strictest warnings that we know strangers to compile the headers with. Clang's -Wdouble-promotion also finds what
+# is no arithmetic, `double d = f`: only for what has nothing but headers, see tests/structure.
+add_library(blockattn_warnings INTERFACE)
 target_compile_options(
-  blockattn_development INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-                                  $<$<BOOL:${BLOCKATTN_WERROR}>:-Werror>)
+  blockattn_warnings
+  INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wold-style-cast
+            $<$<CXX_COMPILER_ID:GNU>:-Wuseless-cast;-Wdouble-promotion>
+            $<$<BOOL:${BLOCKATTN_WERROR}>:-Werror>)
+
+add_library(blockattn_development INTERFACE)
+target_link_libraries(blockattn_development INTERFACE blockattn::blockattn blockattn_warnings
+                                                      Eigen3::Eigen Threads::Threads)
+# Whoever compiles these for an old machine or a debugger knows that they are slow.
+target_compile_definitions(blockattn_development INTERFACE BLOCKATTN_ACCEPT_SLOW_BUILD)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC bug 105593: its own AVX-512 intrinsics are reported wherever they are inlined.
   target_compile_options(blockattn_development INTERFACE -Wno-uninitialized

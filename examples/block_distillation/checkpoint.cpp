@@ -23,12 +23,12 @@ class writer {
   }
   template <class T, class F>
   void list(std::vector<T>& values, const F& each) {
-    auto count = static_cast<std::uint64_t>(values.size());
+    std::uint64_t count = values.size();
     value(count);
     for (T& one : values) each(one);
   }
   void numbers(parameter_vector<float>& values) {
-    auto count = static_cast<std::uint64_t>(values.size());
+    std::uint64_t count = values.size();
     value(count);
     file_.write(reinterpret_cast<const char*>(values.data()),
                 static_cast<std::streamsize>(count * sizeof(float)));
@@ -65,7 +65,7 @@ class reader {
     std::uint64_t number = 0;
     value(number);
     require(number < (1U << 26), path_, " is not a whole checkpoint");
-    return static_cast<std::size_t>(number);
+    return number;
   }
 
   std::istream& file_;

@@ -34,7 +34,7 @@ class cursor {
     require(size <= remaining(), path_, ": the model is corrupt or cut short: ", size,
             " bytes expected at offset ", offset_, ", but the file ends at ", bytes_.size());
     const std::byte* const begin = bytes_.data() + offset_;
-    offset_ += static_cast<std::size_t>(size);
+    offset_ += size;
     return begin;
   }
 
@@ -205,7 +205,7 @@ gguf_file::gguf_file(const std::string& path) : path_(path), bytes_(read_file(pa
     require(offset <= data.size() && size <= data.size() - offset, path,
             ": the model is corrupt or cut short: tensor ", tensor.name, " ends at offset ",
             data_begin + offset + size, ", but the file at ", bytes_.size());
-    tensor.data = data.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(size));
+    tensor.data = data.subspan(offset, size);
     tensors_.insert_or_assign(tensor.name, tensor);
   }
 }

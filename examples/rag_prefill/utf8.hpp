@@ -7,9 +7,10 @@
 
 namespace rag {
 
-// ICU's macro narrows int to uint8_t.
+// ICU's macro narrows int to uint8_t, and takes char for it.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
 
 /// The code point at byte `offset`, which moves past it; negative for bytes that are not UTF-8.
 /// `text` is shorter than 2 GiB.

@@ -166,7 +166,7 @@ TEMPLATE_TEST_CASE("reduce_add_each sums every vector on its own", "[simd]", flo
   const auto check = [](auto count) {
     constexpr int vectors = count;
     std::vector<C> values;
-    vector<C> x[vectors];
+    vector<C> x[std::size_t{vectors}];
     for (int i = 0; i < vectors; ++i) {
       values.assign(static_cast<std::size_t>(lanes<C>), static_cast<C>(i));
       values[static_cast<std::size_t>(i % lanes<C>)] = static_cast<C>(1000 * i);

@@ -147,7 +147,7 @@ TEST_CASE("turning queries and turning keys give the same result", "[attend_bloc
         rows.push_back({.queries = {row, row + 1}, .segments = arguments.sequences[0].segments});
       arguments.sequences = rows;
       cpu::attend_blocks<float>(arguments, alone.options());
-      double largest = 0;
+      float largest = 0;
       for (index_t row = 0; row < 12; ++row) {
         for (index_t head = 0; head < 2; ++head) {
           for (index_t t = 0; t < 32; ++t) {
@@ -157,7 +157,7 @@ TEST_CASE("turning queries and turning keys give the same result", "[attend_bloc
           }
         }
       }
-      CHECK(largest <= 1e-4);
+      CHECK(largest <= 1e-4F);
     }
   }
 }

@@ -82,6 +82,24 @@ TEST_CASE("Jensen-Shannon with equal shares is symmetric; KL turned round is the
         1e-3);
 }
 
+TEMPLATE_TEST_CASE("a teacher's share below the accumulator's range leaves everything finite",
+                   "[distillation_loss]",
+                   float,
+                   double) {
+  using C = TestType;
+  const std::vector<C> teacher = {C(1000), C(0), C(3)}, student = {C(-1000), C(0), C(3)};
+  std::vector<C> d_student(3);
+  const distillation_arguments<C> arguments = {.teacher = dense_logits(teacher.data(), 1, 3),
+                                               .student = dense_logits(student.data(), 1, 3),
+                                               .d_student = dense_logits(d_student.data(), 1, 3)};
+  for (const double share : {1e-50, 1e-320}) {
+    const distillation_options options = {.divergence = divergence::jensen_shannon,
+                                          .teacher_share = share};
+    CHECK(std::abs(distillation_loss(arguments, options)) < 1e-6);
+    for (const C gradient : d_student) CHECK(std::abs(gradient) < C(1e-6));
+  }
+}
+
 TEST_CASE("a constant added to a row of logits changes nothing", "[distillation_loss]") {
   random_source random(test_seed(309));
   for (const distillation_options& options : all_distillation_options()) {

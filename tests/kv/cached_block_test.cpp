@@ -14,7 +14,7 @@ namespace {
 
 double dot(const float* a, const float* b, index_t count) {
   double sum = 0;
-  for (index_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * b[i];
+  for (index_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
   return sum;
 }
 

@@ -129,12 +129,12 @@ TEMPLATE_TEST_CASE(
     for (std::size_t i = 0; i < out.o.size(); ++i) {
       const auto value = static_cast<long double>(load_scalar(out.o[i]));
       const long double bound = roundoff * std::abs(exact.o[i]) + slack;
-      wrong += std::abs(value - exact.o[i]) <= bound ? 0 : 1;
+      wrong += std::abs(value - exact.o[i]) <= bound ? 0U : 1U;
     }
     for (std::size_t i = 0; i < out.lse.size(); ++i) {
       const auto value = static_cast<long double>(out.lse[i]);
       const long double bound = lse_roundoff * std::abs(exact.lse[i]) + slack;
-      wrong += value == exact.lse[i] || std::abs(value - exact.lse[i]) <= bound ? 0 : 1;
+      wrong += value == exact.lse[i] || std::abs(value - exact.lse[i]) <= bound ? 0U : 1U;
     }
     CHECK(wrong == 0);
   });

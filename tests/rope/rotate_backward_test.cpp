@@ -119,7 +119,7 @@ TEST_CASE("rotate_backward of mixed storage between hostile tensors", "[rope]") 
                                                     rotation.attention_factor());
         for (index_t i = 0; i < dim; ++i) {
           const double exact = expected[static_cast<std::size_t>(i)];
-          REQUIRE(std::abs(load_scalar(d_in.view().row(t, h)[i]) - exact) <=
+          REQUIRE(std::abs(static_cast<double>(load_scalar(d_in.view().row(t, h)[i])) - exact) <=
                   unit_roundoff<bfloat16>() * std::abs(exact) + 1e-5);
         }
       }

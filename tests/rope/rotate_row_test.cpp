@@ -27,7 +27,7 @@ TEST_CASE("rotate_row in place gives the bits of out of place, and touches nothi
     CHECK(apart.front() == 42.0F);
     CHECK(apart.back() == 42.0F);
     CHECK((pairs == 0 || in_place != row));
-    const auto first_kept = static_cast<std::ptrdiff_t>(rotation.rotary_dim());
+    const std::ptrdiff_t first_kept = rotation.rotary_dim();
     CHECK(std::equal(row.begin() + first_kept, row.end(), in_place.begin() + first_kept));
   }
 }

@@ -93,7 +93,7 @@ TEST_CASE("fp64 rotation: norm, relative positions, untouched tail, adjoint", "[
         return sum;
       };
       const auto q_a = rotated(q, a);
-      const auto head = static_cast<std::ptrdiff_t>(rotation.rotary_dim());
+      const std::ptrdiff_t head = rotation.rotary_dim();
       CHECK(std::equal(q.begin() + head, q.end(), q_a.begin() + head));
       const std::vector<double> q_turning(q.begin(), q.begin() + head);
       const std::vector<double> q_a_turning(q_a.begin(), q_a.begin() + head);

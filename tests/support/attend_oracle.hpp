@@ -67,7 +67,8 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
                    const attend_rounding& rounding = {}) {
   using C = accumulator_t<Q, K, V, O>;
   using real = std::conditional_t<std::is_same_v<C, double>, long double, double>;
-  const real unit = static_cast<real>(rounding.accumulator) * std::numeric_limits<C>::epsilon() / 2;
+  const real unit = static_cast<real>(rounding.accumulator) *
+                    static_cast<real>(std::numeric_limits<C>::epsilon()) / 2;
   constexpr real infinity = std::numeric_limits<real>::infinity();
   const index_t dim = arguments.q.head_dim;
   const auto root = std::sqrt(static_cast<real>(dim));

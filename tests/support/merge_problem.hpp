@@ -236,7 +236,8 @@ void check_merge_formulas(const Backend& backend,
       REQUIRE(std::abs(found - row.lse) <= bound);
     }
     for (std::size_t i = 0; i < row.o.size(); ++i) {
-      const double error = std::abs(load_scalar(o.view().row(token, head)[i]) - row.o[i]);
+      const double error =
+          std::abs(static_cast<double>(load_scalar(o.view().row(token, head)[i])) - row.o[i]);
       REQUIRE(error <= unit_roundoff<O>() * std::abs(row.o[i]) + bound);
     }
   });
@@ -262,7 +263,9 @@ void check_merge_backward_formulas(const Backend& backend,
       const auto d_o = problem.d_o.view().row(token, head);
       for (index_t i = 0; i < sizes.value_dim; ++i) {
         const double exact = row.share[s] * static_cast<double>(load_scalar(d_o[i]));
-        const double error = std::abs(load_scalar(found.d_o[s].view().row(token, head)[i]) - exact);
+        const auto value =
+            static_cast<double>(load_scalar(found.d_o[s].view().row(token, head)[i]));
+        const double error = std::abs(value - exact);
         REQUIRE(error <= unit_roundoff<D>() * std::abs(exact) + bound);
         if (row.share[s] == 0) REQUIRE(error == 0);
       }
@@ -283,12 +286,12 @@ void check_merge_backward_formulas(const Backend& backend,
     const double sink = problem.sink_logits[static_cast<std::size_t>(head)];
     const double share = sink == -infinity<double> ? 0 : std::exp(sink - row.lse);
     d_sinks[static_cast<std::size_t>(head)] +=
-        share * (problem.d_lse.as_lse().at(token, head) - delta);
+        share * (static_cast<double>(problem.d_lse.as_lse().at(token, head)) - delta);
   });
   for (std::size_t head = 0; head < d_sinks.size(); ++head) {
-    CHECK(std::abs(found.d_sink_logits[head] - d_sinks[head]) <=
+    CHECK(std::abs(static_cast<double>(found.d_sink_logits[head]) - d_sinks[head]) <=
           static_cast<double>(sizes.tokens) * terms * bound);
-    if (problem.sink_logits[head] == -infinity<double>) CHECK(found.d_sink_logits[head] == 0);
+    if (std::isinf(problem.sink_logits[head])) CHECK(found.d_sink_logits[head] == 0);
   }
 }
 

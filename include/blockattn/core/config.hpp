@@ -8,12 +8,21 @@
 #define BLOCKATTN_VERSION_MINOR 1
 #define BLOCKATTN_VERSION_PATCH 0
 
+// A compiler goes on after an #error, into thousands of others, but stops at a header that does not
+// exist: the name of this one is the message.
+#if __cplusplus < 202002L
+#include <blockattn needs C++20: compile with -std=c++20 or newer>
+#endif
+
 // A row that sees nothing has lse = -inf; -ffinite-math-only would let the compiler assume that
 // away.
 #if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
 #error \
     "blockattn needs infinities: compile with -fno-finite-math-only (plain -ffast-math implies it)"
 #endif
+
+// A unit with kernels that is compiled without optimisation, or for x86-64 without AVX2 and FMA, says
+// so once (core/simd.hpp) unless BLOCKATTN_ACCEPT_SLOW_BUILD is defined, which changes nothing else.
 
 // Errors are exceptions unless the translation unit is compiled without them. The choice is part of
 // the inline namespace: translation units that chose differently can be linked together.

@@ -48,8 +48,11 @@ inline void store_values(const vector<C, Arch>& values, T* stored) noexcept {
       return;
     }
     if constexpr (is_avx512<Arch> && format_of<T> == storage_format::fp16) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(stored),
-                          _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#pragma GCC diagnostic push  // without optimisation GCC's intrinsic is a macro that warns here
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+      const __m256i narrow = _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#pragma GCC diagnostic pop
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(stored), narrow);
       return;
     }
 #endif

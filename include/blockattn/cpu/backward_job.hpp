@@ -114,13 +114,13 @@ class backward_job {
   template <int Rows>
   void sum_some_rows(index_t head, index_t first, std::span<std::byte> workspace) const noexcept {
     using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
-    C sums[Rows];
+    C sums[std::size_t{Rows}];
     detail::dot_each<Arch, Rows>(arguments_.d_o.row(first, head), arguments_.d_o.token_stride,
                                  arguments_.o.row(first, head), arguments_.o.token_stride,
                                  arguments_.o.head_dim, sums);
     for (int r = 0; r < Rows; ++r) {
       const index_t i = first + r;
-      const wide lse = arguments_.lse.at(i, head);
+      const auto lse = static_cast<wide>(arguments_.lse.at(i, head));
       rows_of(workspace, head)[i] = {
           .lse_log2 = static_cast<C>(lse * std::numbers::log2e_v<wide>),
           .delta = sums[r] - (arguments_.d_lse ? arguments_.d_lse.at(i, head) : C(0))};

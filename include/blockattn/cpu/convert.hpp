@@ -11,10 +11,11 @@ template <class Arch, class T, class C>
 inline void load_row(const T* in, index_t count, C factor, C* out) noexcept {
   using v = vector<C, Arch>;
   constexpr index_t width = lanes<C, Arch>;
-  index_t i = 0;
-  for (; i + width <= count; i += width)
+  // A count that the compiler knows and `i + width <= count` make GCC 12 warn of the rest.
+  const index_t whole = count / width * width;
+  for (index_t i = 0; i < whole; i += width)
     (load_values<C, Arch>(in + i) * v(factor)).store_unaligned(out + i);
-  for (; i < count; ++i) out[i] = factor * static_cast<C>(load_scalar(in[i]));
+  for (index_t i = whole; i < count; ++i) out[i] = factor * static_cast<C>(load_scalar(in[i]));
 }
 
 /// What happens to a value that stands where a result goes.

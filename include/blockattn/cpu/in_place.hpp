@@ -21,15 +21,15 @@ inline void dot_rows(const C* q,
                      index_t score_stride) noexcept {
   using v = vector<C, Arch>;
   constexpr index_t width = lanes<C, Arch>;
-  v sum[Rows][Keys];
+  v sum[std::size_t{Rows}][std::size_t{Keys}];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 8
     for (int j = 0; j < Keys; ++j) sum[r][j] = v(C(0));
   }
-  index_t t = 0;
-  for (; t + width <= head_dim; t += width) {
-    v key[Keys];
+  const index_t whole = head_dim / width * width;  // as in load_row
+  for (index_t t = 0; t < whole; t += width) {
+    v key[std::size_t{Keys}];
 #pragma GCC unroll 8
     for (int j = 0; j < Keys; ++j) key[j] = load_values<C, Arch>(k + j * token_stride + t);
 #pragma GCC unroll 8
@@ -39,12 +39,12 @@ inline void dot_rows(const C* q,
       for (int j = 0; j < Keys; ++j) sum[r][j] = fmadd<C, Arch>(query, key[j], sum[r][j]);
     }
   }
-  C totals[Rows * Keys];
+  C totals[std::size_t{Rows * Keys}];
   reduce_add_each<Rows * Keys, C, Arch>(&sum[0][0], totals);
   for (int r = 0; r < Rows; ++r) {
     for (int j = 0; j < Keys; ++j) {
       C total = totals[r * Keys + j];
-      for (index_t rest = t; rest < head_dim; ++rest) {
+      for (index_t rest = whole; rest < head_dim; ++rest) {
         total += q[r * q_stride + rest] * static_cast<C>(load_scalar(k[j * token_stride + rest]));
       }
       scores[r * score_stride + j] = total;

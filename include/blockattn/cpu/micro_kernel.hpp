@@ -83,8 +83,8 @@ inline void multiply_rows(const Panel* a,
   using v = vector<C, Arch>;
   using op = operand<Panel, Arch>;
   constexpr index_t width = lanes<C, Arch>;
-  v left[Rows];
-  v right[Rows];
+  v left[std::size_t{Rows}];
+  v right[std::size_t{Rows}];
   if (mode == accumulate_mode::assign) {
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) left[r] = right[r] = v(C(0));

@@ -159,7 +159,8 @@ class online_tile {
     const bool empty = sum == 0;  // the largest weight of a row is 1; NaN is not empty
     return {o_ + row * o_stride_, empty ? C(0) : 1 / sum,
             empty ? -std::numeric_limits<C>::infinity()
-                  : static_cast<C>(row_max_[row] * std::numbers::ln2_v<wide> + std::log(sum))};
+                  : static_cast<C>(static_cast<wide>(row_max_[row]) * std::numbers::ln2_v<wide> +
+                                   static_cast<wide>(std::log(sum)))};
   }
 
  private:

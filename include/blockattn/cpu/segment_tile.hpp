@@ -248,7 +248,8 @@ class segment_tile {
   void set_queries(double shift, C sign) noexcept {
     if (q_is_set_ && shift == q_shift_ && sign == q_sign_) return;
     if (shift != 0)
-      arguments_.options->rope->template angles<Arch>(shift, cosines(), sines(), sign);
+      arguments_.options->rope->template angles<Arch>(shift, cosines(), sines(),
+                                                      static_cast<double>(sign));
     for (index_t row = 0; row < work_.rows(); ++row) {
       if (shift != 0) {
         const blockattn::rope& rope = *arguments_.options->rope;

@@ -12,7 +12,7 @@ template <class Arch, int Rows, class C, class A, class B>
 inline void dot_each(
     const A* a, index_t a_stride, const B* b, index_t b_stride, index_t count, C* sums) noexcept {
   using v = vector<C, Arch>;
-  v sum[Rows];
+  v sum[std::size_t{Rows}];
   for (v& s : sum) s = v(C(0));
   for (index_t t = 0; t < count; ++t) {
 #pragma GCC unroll 8

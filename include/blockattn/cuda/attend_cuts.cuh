@@ -148,19 +148,19 @@ class attend_cuts {
     auto first_segment = static_cast<std::int32_t>(item.segment + p.segments_before);
     for (const group_range& g : p.groups) {
       const index_t tiles = tiles_of(s, g, row_class, last_query);
-      index_t segment = g.begin;  // where the part begins, and the keys before it
+      index_t at = g.begin;  // where the part begins, and the keys before it
       index_t keys_before = 0;
       for (; part < p.parts && part * p.tiles / p.parts < before + tiles; ++part) {
         const index_t begin = part * p.tiles / p.parts;
         const index_t first_key = (begin - before) * keys;
-        for (; first_key >= keys_before + segment_of(s, segment).k.tokens; ++segment) {
-          keys_before += segment_of(s, segment).k.tokens;
+        for (; first_key >= keys_before + segment_of(s, at).k.tokens; ++at) {
+          keys_before += segment_of(s, at).k.tokens;
         }
         attend_item one = item;
         one.group = group;
         one.first_key = static_cast<std::int32_t>(first_key);
         one.tiles = static_cast<std::int32_t>((part + 1) * p.tiles / p.parts - begin);
-        one.segment = static_cast<std::int32_t>(first_segment + segment - g.begin);
+        one.segment = static_cast<std::int32_t>(first_segment + at - g.begin);
         one.offset = static_cast<std::int32_t>(first_key - keys_before);
         f(one);
       }

@@ -18,11 +18,12 @@ class attend_cta {
   static constexpr int keys_per_warp = Tuning::keys / Tuning::key_warps;
   using warp = warp_attention<Format, Tuning::columns, rows_per_warp / 16, keys_per_warp / 8>;
   using tile = shared_tile<Tuning::columns>;
-  using walk = attend_walk<Tuning::keys, Tuning::stages>;
+  using walk_type = attend_walk<Tuning::keys, Tuning::stages>;
   static constexpr int query_bytes = Tuning::rows * tile::row_bytes;
   static constexpr int key_bytes = Tuning::keys * tile::row_bytes;
   static constexpr int tile_bytes = query_bytes + 2 * Tuning::stages * key_bytes;
-  static constexpr int shared_bytes = tile_bytes + static_cast<int>(sizeof(typename walk::state));
+  static constexpr int shared_bytes =
+      tile_bytes + static_cast<int>(sizeof(typename walk_type::state));
   static_assert(shared_bytes <= 99 * 1024, "more than compute capability 8.6 has");
   static_assert(threads >= Tuning::keys, "a thread finds one row of a tile");
 
@@ -36,7 +37,7 @@ class attend_cta {
 
   /// Attends to the key tiles of an item.
   __device__ __forceinline__ void attend(const attend_item& item, int kv_head) {
-    walk walk(state(), p_, item, kv_head);
+    walk_type walk(state(), p_, item, kv_head);
     __syncthreads();
     walk.prepare(0);
     wait_for_launcher();
@@ -96,8 +97,8 @@ class attend_cta {
  private:
   static_assert(Tuning::row_warps == 1 || Tuning::key_warps == 1);
 
-  __device__ __forceinline__ typename walk::state& state() const {
-    return *reinterpret_cast<typename walk::state*>(bytes_ + tile_bytes);
+  __device__ __forceinline__ typename walk_type::state& state() const {
+    return *reinterpret_cast<typename walk_type::state*>(bytes_ + tile_bytes);
   }
   static __device__ __forceinline__ int warp_number() { return static_cast<int>(threadIdx.x) / 32; }
 
@@ -109,7 +110,7 @@ class attend_cta {
   /// Hides keys that lie behind the group's last one, of which `keys_left` are left from the tile's
   /// first on, or that a row's query does not see yet.
   template <class Scores>
-  __device__ __forceinline__ void mask(Scores& scores, const walk& walk, int keys_left) const {
+  __device__ __forceinline__ void mask(Scores& scores, const walk_type& walk, int keys_left) const {
     // Keys from the warp's first one on: of the group, and those that query 0 sees.
     const int left = keys_left - warp_key_;
     const int seen = left + walk.group().last_key + 1 - walk.group().keys;
@@ -122,7 +123,7 @@ class attend_cta {
 
   /// Begins to load tile t, a group of copies, empty behind the last tile. Whoever used its place
   /// is past a barrier.
-  __device__ __forceinline__ void load_keys(const walk& walk, int t) const {
+  __device__ __forceinline__ void load_keys(const walk_type& walk, int t) const {
     if (t < walk.tiles()) {
       const auto& places = state();
       const std::uint32_t to = keys_in_stage(t);
@@ -153,7 +154,7 @@ class attend_cta {
   }
 
   /// Begins to load the rows' queries; whoever used them is past a barrier.
-  __device__ __forceinline__ void load_queries(const walk& walk) const {
+  __device__ __forceinline__ void load_queries(const walk_type& walk) const {
     const attend_item& item = walk.item();
     tile::template load_rows<Tuning::rows, threads>(
         shared_, p_.head_dim, p_.vectors, [&](int row, int later) {
@@ -167,7 +168,7 @@ class attend_cta {
   }
 
   /// Loads the queries again for the group of tile t.
-  __device__ __forceinline__ void enter_group(walk& walk, int t) const {
+  __device__ __forceinline__ void enter_group(walk_type& walk, int t) const {
     walk.enter(t);
     load_queries(walk);
     commit_copies();

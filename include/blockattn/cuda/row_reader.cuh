@@ -117,17 +117,17 @@ class row_reader {
 
   /// Writes gradients of a piece; bit i of `wanted` says whether token i is written.
   template <class Piece>
-  __device__ __forceinline__ void write(const Piece& piece,
+  __device__ __forceinline__ void write(const Piece& where,
                                         const float (&values)[width],
                                         unsigned wanted) const {
-    if (writes_pieces_ && piece.has(width - 1) && wanted == all_tokens) {
-      Pieces::gradient_piece::rounded(values).stream(gradient_ + piece.first);
+    if (writes_pieces_ && where.has(width - 1) && wanted == all_tokens) {
+      Pieces::gradient_piece::rounded(values).stream(gradient_ + where.first);
       return;
     }
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      if (piece.has(i) && (wanted >> i & 1U) != 0)
-        store_value(gradient_ + piece.token(i), values[i]);
+      if (where.has(i) && (wanted >> i & 1U) != 0)
+        store_value(gradient_ + where.token(i), values[i]);
     }
   }
 

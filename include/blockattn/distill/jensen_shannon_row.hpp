@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <blockattn/core/simd_log2.hpp>
 #include <blockattn/distill/logits_row.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
@@ -49,7 +50,7 @@ jensen_shannon_sums<Arch> sum_jensen_shannon(const Teacher* teacher,
           exp2_nonpositive_by_table<C, Arch>(v(-xsimd::abs(d)));  // of p and q, by the larger
       const v u = xsimd::select(d < v(C(0)), fmadd<C, Arch>(other_share, smaller, share),
                                 fmadd<C, Arch>(share, smaller, other_share));
-      const v log2_u = xsimd::log2(u);
+      const v log2_u = log2_normal<C, Arch>(u);
       const v q = exp2_nonpositive_by_table<C, Arch>(log2_q);
       const v log2_q_over_m = xsimd::min(d, v(C(0))) - log2_u;
       const v log2_p_over_m = -xsimd::max(d, v(C(0))) - log2_u;

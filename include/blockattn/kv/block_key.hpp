@@ -54,12 +54,12 @@ class block_key {
                                "block_key: model_fingerprint is empty: blocks of different models "
                                "could not be told apart");
     detail::append_text(bytes_, format_name);
-    detail::append_number(bytes_, static_cast<std::uint64_t>(identity.tokens.size()));
+    detail::append_number(bytes_, identity.tokens.size());
     for (const std::int32_t token : identity.tokens) detail::append_token(bytes_, token);
     detail::append_text(bytes_, identity.model_fingerprint);
     detail::append_number(bytes_, static_cast<std::uint64_t>(identity.key_format));
     detail::append_number(bytes_, static_cast<std::uint64_t>(identity.value_format));
-    detail::append_number(bytes_, static_cast<std::uint64_t>(identity.ropes.size()));
+    detail::append_number(bytes_, identity.ropes.size());
     for (const rope& rotation : identity.ropes) detail::append_rope(bytes_, rotation);
     detail::append_number(bytes_, static_cast<std::uint64_t>(identity.sinks.tokens_per_block));
     detail::append_number(bytes_, static_cast<std::uint64_t>(identity.sinks.placement));

@@ -23,8 +23,8 @@ inline void rotate_pairs(const In* in,
                          index_t apart,
                          const C* cosines,
                          const C* sines) noexcept {
-  C x[Count];
-  C y[Count];
+  C x[std::size_t{Count}];
+  C y[std::size_t{Count}];
   for (index_t i = 0; i < Count; ++i) {
     const C a = static_cast<C>(load_scalar(in[Step * (first + i)]));
     const C b = static_cast<C>(load_scalar(in[Step * (first + i) + apart]));
