@@ -27,8 +27,8 @@ struct merge_arguments {
   std::span<const partial_state<P, accumulator_type>> states;
   heads_view<O> o;  ///< (query_tokens, query_heads, value_dim), written; may be the o of one state
   lse_view<accumulator_type> lse = {};  ///< (query_tokens, query_heads), written; optional
-  std::span<const accumulator_type> sink_logits =
-      {};  ///< (query_heads), counted once; empty = none
+  /// (query_heads), counted once; empty = none.
+  std::span<const accumulator_type> sink_logits = {};
 };
 
 namespace detail {
