@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <blockattn/layout/final_block.hpp>
+#include <blockattn/layout/pack_sequences.hpp>
 #include <numeric>
 #include <string_view>
 #include <utility>

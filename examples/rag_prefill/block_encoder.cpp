@@ -1,11 +1,9 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include "block_encoder.hpp"
 
-#include <blockattn/mask/causal_mask.hpp>
 #include <numeric>
 
 #include "input_error.hpp"
-#include "masked_attention.hpp"
 
 namespace rag {
 
@@ -19,24 +17,19 @@ ba::kv::cached_block encode_block(transformer& model,
                                   block_store& store,
                                   std::span<const token> tokens) {
   const llama_shape& shape = model.shape();
-  const auto count = static_cast<ba::index_t>(tokens.size());
-  ba::kv::block_draft draft =
-      store.begin_insert(key_of(model, tokens), {.layers = shape.layers,
-                                                 .kv_heads = shape.kv_heads,
-                                                 .tokens = count,
-                                                 .head_dim = shape.head_dim,
-                                                 .value_dim = shape.head_dim});
-  require(static_cast<bool>(draft), "the block store has no room for a block of ", count,
-          " tokens");
   std::vector<double> positions(tokens.size());
   std::iota(positions.begin(), positions.end(), 0.0);
-  masked_attention attention(ba::causal_mask(count), shape.head_dim);
-  model.run(tokens, positions, [&](ba::index_t layer, const attention_inputs& in) {
-    copy_rows(in.k, draft.k<float>(layer));
-    copy_rows(in.v, draft.v<float>(layer));
-    attention(in, model.workers());
-  });
-  return store.commit(std::move(draft));
+  ba::kv::cached_block block = encode_block(
+      store, key_of(model, tokens),
+      {.layers = shape.layers,
+       .kv_heads = shape.kv_heads,
+       .tokens = std::ssize(tokens),
+       .head_dim = shape.head_dim,
+       .value_dim = shape.head_dim},
+      model.workers(), [&](const auto& attend) { model.run(tokens, positions, attend); });
+  require(static_cast<bool>(block), "the block store has no room for a block of ", tokens.size(),
+          " tokens");
+  return block;
 }
 
 }  // namespace rag

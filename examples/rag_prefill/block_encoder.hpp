@@ -1,14 +1,12 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/kv/block_store.hpp>
 #include <span>
 
+#include "encode_block.hpp"
 #include "transformer.hpp"
 
 namespace rag {
-
-using block_store = ba::kv::block_store<>;
 
 /// The name of a token block in the store: its tokens and everything else that its keys and values
 /// depend on.

@@ -1,15 +1,26 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/cpu/forward.hpp>
 #include <blockattn/cpu/tile_shape.hpp>
 #include <blockattn/mask/attention_mask.hpp>
 #include <blockattn/plan/make_tile_plan.hpp>
-
-#include "transformer.hpp"
+#include <span>
 
 namespace rag {
+
+namespace ba = blockattn;
+
+/// What one layer of a model hands to attention. Views of any strides, read in place; q and k are
+/// rotated for the positions of their tokens.
+struct attention_inputs {
+  ba::heads_view<const float> q;  ///< (tokens, heads, head_dim)
+  ba::heads_view<const float> k;  ///< (tokens, kv_heads, head_dim)
+  ba::heads_view<const float> v;  ///< (tokens, kv_heads, head_dim)
+  ba::heads_view<float> o;        ///< (tokens, heads, head_dim), to be written
+};
 
 /// Memory for the library's kernels that grows to the largest request and is kept between layers.
 class scratch_memory {
@@ -32,7 +43,8 @@ class masked_attention {
   masked_attention(const ba::attention_mask& mask, ba::index_t head_dim)
       : plan_(ba::make_tile_plan(mask, ba::cpu::tile_shape_for<float>(head_dim))) {}
 
-  void operator()(const attention_inputs& in, const ba::eigen_executor& workers) {
+  template <class Executor>
+  void operator()(const attention_inputs& in, const Executor& workers) {
     const auto job =
         ba::cpu::prepare_forward<float>({.q = in.q, .k = in.k, .v = in.v, .o = in.o}, plan_);
     ba::cpu::run_job("masked_attention", job, workers,

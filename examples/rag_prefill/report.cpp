@@ -16,7 +16,7 @@ void print_table(std::span<const report_row> rows) {
     std::printf("%-45s %9s %15.1f %8.1fx %14s ", m.name.c_str(), grouped(m.tokens_computed).c_str(),
                 m.first_token_ms, speed_up, grouped(m.visible_pairs).c_str());
     if (&m == &row.masked_prefill) {
-      std::printf("%14s\n", "(truth)");
+      std::printf("%14s\n", "(reference)");
     } else {
       std::printf("%14.2e\n", largest_difference(m.logits, row.masked_prefill.logits));
     }

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <blockattn/core/eigen_executor.hpp>
-#include <blockattn/core/heads_view.hpp>
 #include <blockattn/rope/rope.hpp>
 #include <functional>
 #include <span>
 #include <vector>
 
+#include "masked_attention.hpp"
 #include "tokenizer.hpp"
 #include "weights.hpp"
 
@@ -15,19 +15,11 @@ namespace rag {
 
 namespace ba = blockattn;
 
-/// What one layer hands to attention. The views lie side by side in one fused buffer and are read
-/// in place; q and k are rotated for the positions of their tokens.
-struct attention_inputs {
-  ba::heads_view<const float> q;  ///< (tokens, heads, head_dim)
-  ba::heads_view<const float> k;  ///< (tokens, kv_heads, head_dim)
-  ba::heads_view<const float> v;  ///< (tokens, kv_heads, head_dim)
-  ba::heads_view<float> o;        ///< (tokens, heads, head_dim), to be written
-};
-
 /// Everything of a Llama-type model but attention: embedding, RMS norms, linear layers, RoPE. Who
 /// attends to what is the caller's affair.
 class transformer {
  public:
+  /// q, k and v lie side by side in one fused buffer.
   using attend_function = std::function<void(ba::index_t layer, const attention_inputs&)>;
 
   /// Refers to both arguments: they must outlive it.

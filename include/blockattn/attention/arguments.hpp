@@ -9,8 +9,8 @@
 namespace blockattn::inline BLOCKATTN_ABI {
 
 /// The tensors of a forward call. o and lse overlap no input. Storage types mix freely below fp64;
-/// query_heads is a multiple of kv_heads (GQA), and head h reads kv head h / (query_heads /
-/// kv_heads).
+/// query_heads is a multiple of kv_heads (GQA), and head h reads the kv head
+/// h / (query_heads / kv_heads).
 template <storage_scalar Q = float,
           storage_scalar K = Q,
           storage_scalar V = K,
@@ -22,10 +22,10 @@ struct forward_arguments {
   heads_view<const K> k;  ///< (key_tokens, kv_heads, head_dim)
   heads_view<const V> v;  ///< (key_tokens, kv_heads, value_dim)
   heads_view<O> o;        ///< (query_tokens, query_heads, value_dim), written
-  lse_view<accumulator_type> lse =
-      {};  ///< (query_tokens, query_heads), natural log, written; optional
-  /// (query_heads) sink logits: an extra softmax-denominator term exp(s_h) that has no value; empty
-  /// = none.
+  /// (query_tokens, query_heads), natural log, written; optional.
+  lse_view<accumulator_type> lse = {};
+  /// (query_heads) sink logits: an extra softmax-denominator term exp(s_h) that has no value;
+  /// empty = none.
   std::span<const accumulator_type> sink_logits = {};
 };
 

@@ -10,13 +10,13 @@
 namespace blockattn::inline BLOCKATTN_ABI {
 
 /// What the queries of one sequence see: every key of every segment, and of its own growing tail
-/// the past. The tail is aligned at its end: query i of n sees tail keys j <= i + tail.k.tokens -
-/// n. Segments and tail are read in place.
+/// the past. The tail is aligned at its end: query i of n sees the tail keys
+/// j <= i + tail.k.tokens - n. Segments and tail are read in place.
 template <storage_scalar K = float, storage_scalar V = K>
 struct attend_sequence {
   index_range queries;  ///< rows of attend_arguments::q
-  std::span<const key_segment<K, V>> segments =
-      {};                       ///< cached blocks, pages, prefixes; partitions not decreasing
+  /// Cached blocks, pages, prefixes; partitions not decreasing.
+  std::span<const key_segment<K, V>> segments = {};
   key_segment<K, V> tail = {};  ///< causal; no tokens = none
 };
 
@@ -29,10 +29,10 @@ struct attend_arguments {
   using accumulator_type = accumulator_t<Q, K, V, O>;
 
   heads_view<const Q> q;  ///< (query_tokens, query_heads, head_dim)
-  heads_view<O>
-      o;  ///< (query_tokens, query_heads, value_dim), written for the queries of the sequences
-  lse_view<accumulator_type> lse =
-      {};  ///< (query_tokens, query_heads), natural log, written; optional
+  /// (query_tokens, query_heads, value_dim), written for the queries of the sequences.
+  heads_view<O> o;
+  /// (query_tokens, query_heads), natural log, written; optional.
+  lse_view<accumulator_type> lse = {};
   std::span<const accumulator_type> sink_logits = {};     ///< (query_heads); empty = none
   std::span<const attend_sequence<K, V>> sequences = {};  ///< query ranges disjoint and increasing
 };

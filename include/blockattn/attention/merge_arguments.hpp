@@ -28,8 +28,8 @@ struct merge_arguments {
   heads_view<O> o;  ///< (query_tokens, query_heads, value_dim), written; may be the o of one state
   /// (query_tokens, query_heads), written; optional. May be the lse of one state.
   lse_view<accumulator_type> lse = {};
-  std::span<const accumulator_type> sink_logits =
-      {};  ///< (query_heads), counted once; empty = none
+  /// (query_heads), counted once; empty = none.
+  std::span<const accumulator_type> sink_logits = {};
 };
 
 namespace detail {

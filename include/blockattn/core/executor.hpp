@@ -13,8 +13,8 @@ struct executor_probe {
 }  // namespace detail
 
 /// Where work runs. `concurrency()` is the number of workers that may run at once;
-/// `parallel_for(count, f)` calls `f(task, worker)` once for each task in [0, count), worker in [0,
-/// concurrency()), no two calls with the same worker at the same time, and returns when all are
+/// `parallel_for(count, f)` calls `f(task, worker)` once for each task in [0, count), worker in
+/// [0, concurrency()), no two calls with the same worker at the same time, and returns when all are
 /// done. Tasks may start in any order; lower numbers first is best. `f` does not throw.
 template <class E>
 concept executor = requires(E& e, index_t count, const detail::executor_probe& f) {

@@ -54,8 +54,8 @@ index_t attend_blocks_workspace_size(const attend_arguments<Q, K, V, O>& argumen
 /// Attention of new queries to keys that stay where they are: cached blocks, pages, a shared
 /// prefix, and the sequence's own growing tail (formula: key_segment). For each sequence, query and
 /// head
-///   o, lse = softmax over the keys of all its segments and the visible part of its tail [, sink
-///   logit]
+///   o, lse = softmax over the keys of all its segments and
+///            the visible part of its tail [, sink logit]
 /// Cached blocks are stored rotated for positions 0..len-1 and serve any number of prompts at
 /// different offsets at the same time: queries are turned by query_shift instead of the keys being
 /// rewritten (turning is free for one query and costs 3 head_dim flops for each query row and

@@ -53,11 +53,11 @@ index_t forward_workspace_size(const forward_arguments<Q, K, V, O>& arguments,
       concurrency);
 }
 
-/// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled: no n
-/// x n memory.
-///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v     (query_tokens,
-///   query_heads, value_dim) lse = log of the softmax denominator, natural (query_tokens,
-///   query_heads), optional
+/// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled:
+/// no n x n memory.
+///   o   = softmax(softcap(scale * q k^T) over visible keys [, sink logit]) v
+///   lse = log of the softmax denominator, natural
+/// o is (query_tokens, query_heads, value_dim), lse (query_tokens, query_heads) and optional.
 /// Storage types mix: fp32, bf16 and fp16 are multiplied in fp32 (all-bf16 operands as bf16 where
 /// the machine can), fp64 in fp64. `plans`: one plan for all heads, or a plan_set; any tile shape,
 /// best from tile_shape_for. Head dims: multiples of 8 up to 256, k and v may differ. GQA:

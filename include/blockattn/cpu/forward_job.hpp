@@ -30,12 +30,11 @@ struct panel_for {
 
 /// A checked forward call, cut into tasks for engines that bring their own threads:
 ///   auto job = cpu::prepare_forward(arguments, plan, options);
-///   for (index_t phase = 0; phase < job.phases(); ++phase)        // all threads meet between
-///   phases
-///     for (each task in [0, job.tasks(phase)))                      // any thread, any order; low
-///     numbers first is best
-///       job.run(phase, task, worker, workspace);                    // worker: this thread's
-///       number in [0, concurrency)
+///   for (index_t phase = 0; phase < job.phases(); ++phase)  // all threads meet between phases
+///     for (each task in [0, job.tasks(phase)))              // any thread, any order;
+///                                                           // low numbers first is best
+///       job.run(phase, task, worker, workspace);            // worker: this thread's number
+///                                                           // in [0, concurrency)
 /// The workspace has workspace_size(job, concurrency) bytes, aligned to workspace_alignment.
 /// Results do not depend on which worker runs which task. The job refers to the plans and tensors:
 /// they must outlive it.

@@ -96,8 +96,9 @@ index_t merge_workspace_size(const merge_arguments<P, O>& arguments, index_t con
 
 /// Joins softmax states over disjoint keys into the state over all of them, for every token and
 /// head:
-///   w_s = log_weight_scale_s * lse_s + log_weight_s,  lse = log(sum_s exp(w_s) [+ exp(sink)]),  o
-///   = sum_s exp(w_s - lse) o_s
+///   w_s = log_weight_scale_s * lse_s + log_weight_s
+///   lse = log(sum_s exp(w_s) [+ exp(sink)])
+///   o   = sum_s exp(w_s - lse) o_s
 /// Associative and independent of order up to rounding; (0, -inf) is the identity, no states at all
 /// give it. Sink logits are counted once, here: partial states exclude them. Throws `error` on
 /// shapes that disagree, a missing lse or a number that is not finite. Bound by memory: each state

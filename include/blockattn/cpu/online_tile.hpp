@@ -19,9 +19,9 @@ struct online_tile_sizes {
 /// One query tile on its way over key tiles (arXiv 2205.14135, algorithm 1; 2307.08691): rows of q
 /// stay packed, and (o, row_max, row_sum) is the running softmax state, unnormalised. A key tile is
 /// taken in three passes:
-///   scores:  S = q . k^T          (the caller's choice of kernel; range per group of rows)
-///   softmax: S -> weights 2^(c S - max), row_max and row_sum updated, o rescaled where the maximum
-///   grew values:  o += weights . v
+///   scores:  S = q . k^T                 (the caller's choice of kernel; range per group of rows)
+///   softmax: S -> weights 2^(c S - max)  (row_max, row_sum updated; o rescaled where max grew)
+///   values:  o += weights . v
 /// Columns are counted from the tile's own origin. All memory comes from the caller's workspace.
 template <class Panel, class Arch>
 class online_tile {
@@ -144,8 +144,8 @@ class online_tile {
     }
   }
 
-  /// A row after its last tile: o * factor is the softmax average, lse its natural logarithm; (0,
-  /// -inf) when empty.
+  /// A row after its last tile: o * factor is the softmax average, lse its natural logarithm;
+  /// (0, -inf) when empty.
   struct finished_row {
     const C* o;
     C factor;

@@ -176,8 +176,8 @@ attend_sizes attend_memory(const attend_arguments<Q, K, V, O>& arguments,
 /// Attention of new queries to keys that stay where they are: cached blocks, pages, a shared
 /// prefix, and the sequence's own growing tail (formula: key_segment, cpu::attend_blocks). For each
 /// sequence, query and head
-///   o, lse = softmax over the keys of all its segments and the visible part of its tail [, sink
-///   logit]
+///   o, lse = softmax over the keys of all its segments and
+///            the visible part of its tail [, sink logit]
 /// q, o, lse, sink_logits and the data of all segments are device memory; the lists of sequences
 /// and segments are host memory and free when the call returns. q, k and v are all bf16 or all
 /// fp16, o bf16, fp16 or fp32; head dims multiples of 8 up to 256. Products and sums are in fp32,

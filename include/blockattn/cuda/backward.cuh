@@ -220,12 +220,12 @@ inline index_t backward_workspace_size(const device_plan& plan,
 ///
 /// In 16 bits up to head dim 128 one kernel computes all three gradients from scores that are
 /// formed once, five products for each pair of tiles. It adds up d_q in memory, in fp32 and in the
-/// order in which tiles end: the last bits of d_q differ from call to call. With {.deterministic =
-/// true}, and for other formats and head dims always, d_q has a kernel of its own: the same inputs
-/// give the same bits, for seven products (eleven beyond head dim 128 and in fp32 beyond 64, where
-/// two warps form the same scores, nineteen in fp32 beyond 128); on an H100 up to 1.3 times the
-/// time. Keys that no row sees get gradients 0; neither they nor queries that see nothing need hold
-/// numbers.
+/// order in which tiles end: the last bits of d_q differ from call to call. With
+/// {.deterministic = true}, and for other formats and head dims always, d_q has a kernel of its
+/// own: the same inputs give the same bits, for seven products (eleven beyond head dim 128 and in
+/// fp32 beyond 64, where two warps form the same scores, nineteen in fp32 beyond 128); on an H100
+/// up to 1.3 times the time. Keys that no row sees get gradients 0; neither they nor queries that
+/// see nothing need hold numbers.
 ///
 /// Only enqueues on `stream`, one of the current device; allocates nothing. The plan has tiles of
 /// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on

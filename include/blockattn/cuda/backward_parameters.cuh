@@ -19,8 +19,8 @@ template <int Columns, class Stored = std::uint16_t>
 struct backward_tuning {
   static constexpr int columns = Columns;
   static constexpr int side = 64;
-  static constexpr int strip =
-      sizeof(Stored) == 2 ? 64 : 16;  ///< of scores, that a warp holds at a time
+  /// Of scores, that a warp holds at a time.
+  static constexpr int strip = sizeof(Stored) == 2 ? 64 : 16;
   static constexpr int rows = 64;
   static constexpr int column_warps = 1;
   static constexpr int stages = 2;  ///< tiles of the inner axis in shared memory

@@ -201,8 +201,9 @@ inline index_t distillation_loss_workspace_size(index_t tokens) {
 }
 
 /// `blockattn::distillation_loss` on the device, with all its options:
-///   *loss = sum_t w_t l_t / sum_t w_t over the tokens t that count, l_t as in
-///   distillation_options, d_student = gradient_scale * dL / d student.
+///   *loss = L = sum_t w_t l_t / sum_t w_t over the tokens t that count, l_t as in
+///               distillation_options,
+///   d_student = gradient_scale * dL / d student.
 /// All memory that the arguments name, `loss` and the workspace are device memory; `loss` is null
 /// when it is not wanted. Logits and gradient are bf16, fp16 or fp32, in any mixture; rows may lie
 /// anywhere (fastest when each begins at a multiple of 16 bytes). The gradient may take the place

@@ -15,8 +15,9 @@ index_t merge_workspace_size(std::span<const partial_state<P, float>> states) {
 }
 
 /// Joins softmax states over disjoint keys, as `cpu::merge` does, for every token and head:
-///   w_s = log_weight_scale_s * lse_s + log_weight_s,  lse = log(sum_s exp(w_s) [+ exp(sink)]),  o
-///   = sum_s exp(w_s - lse) o_s
+///   w_s = log_weight_scale_s * lse_s + log_weight_s
+///   lse = log(sum_s exp(w_s) [+ exp(sink)])
+///   o   = sum_s exp(w_s - lse) o_s
 /// All tensors, lse, row_log_weights and sink_logits are device memory, the list of states itself
 /// is host memory and free when the call returns. Storage fp32, bf16 or fp16, sums in fp32; strides
 /// of any kind (fastest when every row begins at a multiple of 16 bytes). o and lse may be those of

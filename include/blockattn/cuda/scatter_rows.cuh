@@ -186,11 +186,14 @@ void gather_rows(const device_layout& layout,
                            layout.source_tokens(), columns, sizeof(T), stream);
 }
 
-/// The adjoint of scatter_rows, as blockattn::scatter_rows_backward: d_source_rows[j] =
-/// d_out[token_of(j)], d_sink_rows[r] = the sum over all sets of d_out[sink r of the set] (one
-/// set), or d_sink_rows[s] = d_out[sink s]. Storage fp32, bf16 or fp16, each role its own; sums are
-/// in fp32, in an order that depends on the layout alone, with one rounding to the storage of the
-/// result.
+/// The adjoint of scatter_rows, as blockattn::scatter_rows_backward:
+///
+///     d_source_rows[j] = d_out[token_of(j)]
+///     d_sink_rows[r]   = sum over all sets of d_out[sink r of the set]   (one set), or
+///     d_sink_rows[s]   = d_out[sink s]                                   (all sinks)
+///
+/// Storage fp32, bf16 or fp16, each role its own; sums are in fp32, in an order that depends on the
+/// layout alone, with one rounding to the storage of the result.
 ///
 /// \param d_out (tokens, columns)
 /// \param d_source_rows (source_tokens, columns), written; empty: not wanted

@@ -7,9 +7,9 @@
 
 /// \file
 /// Matrix fragments of one warp (PTX ISA, "Matrix Fragments for mma.m16n8k16" and "m16n8k8"). Lane
-/// l holds, of a 16 x 8 accumulator, rows l / 4 and l / 4 + 8 in columns 2 (l % 4) and 2 (l % 4) +
-/// 1; two neighbouring accumulators, packed, are the 16 x 16 left operand of the next product in a
-/// 16-bit format, one is a 16 x 8 operand in fp32.
+/// l holds, of a 16 x 8 accumulator, rows l / 4 and l / 4 + 8 in columns
+/// 2 (l % 4) and 2 (l % 4) + 1; two neighbouring accumulators, packed, are the 16 x 16 left operand
+/// of the next product in a 16-bit format, one is a 16 x 8 operand in fp32.
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
 
@@ -110,9 +110,9 @@ struct tensor_operand {
 
 /// fp32 in three products of TF32, whose numbers are the upper 19 bits of fp32's: x = big + small,
 /// big rounded to 11 significant bits, so that |small| <= 2^-11 |x|, of whose 12 bits the last is
-/// cut off: x is held to 2^-23 |x|. a b without small x small is then within (2^-23 + 2^-23 +
-/// 2^-22) |a b| = 2^-21 |a b| of its value. Infinities, and numbers so large that big is one,
-/// become NaN.
+/// cut off: x is held to 2^-23 |x|. a b without small x small is then within
+/// (2^-23 + 2^-23 + 2^-22) |a b| = 2^-21 |a b| of its value. Infinities, and numbers so large that
+/// big is one, become NaN.
 template <>
 struct tensor_operand<storage_format::fp32> {
   using stored = float;

@@ -12,8 +12,8 @@ namespace blockattn::inline BLOCKATTN_ABI::cuda {
 /// fp64 sums. Only enqueues on `stream`; allocates nothing; one cta: O(tokens), six passes for
 /// top_fraction, which selects by the bytes of the scores.
 ///
-/// Throws `error` on lengths that disagree and options out of range. That scores are finite and
-/// >= 0 is not checked; NaN and infinity spread to all weights.
+/// Throws `error` on lengths that disagree and options out of range. That scores are finite
+/// and >= 0 is not checked; NaN and infinity spread to all weights.
 inline void token_weights(const token_weight_arguments<float>& arguments,
                           const token_weight_options& options,
                           cudaStream_t stream) {

@@ -10,8 +10,9 @@ namespace blockattn::inline BLOCKATTN_ABI {
 
 /// The teacher's most likely tokens in place of all its logits: k = ids.size() / tokens of them for
 /// each token of the batch, row after row. All other tokens of the vocabulary are one outcome, the
-/// *rest*, for teacher and student alike, so that the divergence is between distributions over k +
-/// 1 outcomes, a lower bound of the one over the vocabulary. With k = vocabulary there is no rest.
+/// *rest*, for teacher and student alike, so that the divergence is between distributions over
+/// k + 1 outcomes, a lower bound of the one over the vocabulary. With k = vocabulary there is no
+/// rest.
 template <class C = float>
 struct top_k_teacher {
   /// (tokens, k) token ids in [0, vocabulary), rising within each row (see sort_top_k).

@@ -23,7 +23,8 @@ distillation_job<Teacher, Student, Gradient, Arch> prepare_distillation_loss(
 
 /// The loss that teaches a block-attention student what its frozen full-attention teacher says of
 /// the same tokens (block distillation, arXiv 2605.15913), and its gradient:
-///   L = sum_t w_t l_t / sum_t w_t over the tokens t that count, l_t as in distillation_options,
+///   L         = sum_t w_t l_t / sum_t w_t over the tokens t that count, l_t as in
+///               distillation_options,
 ///   d_student = gradient_scale * dL / d student.
 /// Returns L. Scaling all weights changes nothing (unless options.total_weight is given); when no
 /// token counts or all weights are 0, L and the gradient are 0. Weights and teacher are constants.

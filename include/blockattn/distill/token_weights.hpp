@@ -36,8 +36,8 @@ struct token_weight_arguments {
   /// (tokens) >= 0: the token_losses of a distillation_loss without labels, where teacher and
   /// student disagree most, or label_gaps, where the true token suffers most.
   std::span<const C> scores = {};
-  std::span<const std::uint8_t> ignored =
-      {};                ///< (tokens) not 0: does not count; empty = all count
+  /// (tokens) not 0: does not count; empty = all count.
+  std::span<const std::uint8_t> ignored = {};
   std::span<C> weights;  ///< (tokens), written; may be the scores
 };
 

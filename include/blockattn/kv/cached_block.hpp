@@ -36,9 +36,9 @@ class cached_block {
   const block_key& key() const { return entry("cached_block::key").key; }
   const block_shape& shape() const { return entry("cached_block::shape").shape; }
 
-  /// The keys of a layer, (tokens, kv_heads, head_dim), rotated for positions 0, 1, ..., tokens
-  /// - 1. Errors, as for v and segment: an empty handle; no such layer; T of another storage
-  /// format.
+  /// The keys of a layer, (tokens, kv_heads, head_dim), rotated for positions
+  /// 0, 1, ..., tokens - 1. Errors, as for v and segment: an empty handle; no such layer; T of
+  /// another storage format.
   template <storage_scalar T>
   heads_view<const T> k(index_t layer) const {
     return entry("cached_block::k").k<const T>("cached_block::k", layer);

@@ -60,8 +60,8 @@ struct tile_statistics {
   index_t full_tiles = 0;
   index_t partial_tiles = 0;
   index_t empty_tiles = 0;
-  index_t tile_area =
-      0;  ///< pairs inside the non-empty tiles, clipped to the axes; >= visible_pairs
+  /// Pairs inside the non-empty tiles, clipped to the axes; >= visible_pairs.
+  index_t tile_area = 0;
 };
 
 /// The non-empty tiles of a mask, each full or partial. Immutable and free of references: share it

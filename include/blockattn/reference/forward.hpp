@@ -15,8 +15,9 @@ namespace blockattn::inline BLOCKATTN_ABI::reference {
 ///   lse = log(exp(sink_h) + sum_j exp(s_j))    (no sink term without sink logits)
 ///   o   = sum_j exp(s_j - lse) v_j
 /// A row that sees nothing has o = 0 and lse = sink_h or -inf. Keys that nobody sees are never
-/// read. Arithmetic is fp64, or long double for double tensors. O(query_heads * query_tokens *
-/// key_tokens * (head_dim + slices)), no tiles. Throws `error` when shapes disagree.
+/// read. Arithmetic is fp64, or long double for double tensors.
+/// O(query_heads * query_tokens * key_tokens * (head_dim + slices)), no tiles. Throws `error` when
+/// shapes disagree.
 template <class Q = float, class K = Q, class V = K, class O = Q>
 void forward(const forward_arguments<Q, K, V, O>& arguments,
              const attention_mask& mask,

@@ -43,8 +43,8 @@ struct turn_rate {
   double turns = 0;     ///< for the fractional part of a position
 
   turn_rate() = default;
-  /// `frequency` in radians per position, >= 0. Error of `exact`: at most 2^-122 + frequency *
-  /// 2^-128 turns.
+  /// `frequency` in radians per position, >= 0. Error of `exact`: at most
+  /// 2^-122 + frequency * 2^-128 turns.
   explicit turn_rate(double frequency) noexcept : turns(frequency / (2 * std::numbers::pi)) {
     constexpr turn_fraction one_over_two_pi = {0x28be60db9391054aU, 0x7f09d5f47d4d3770U};
     int exponent = 0;

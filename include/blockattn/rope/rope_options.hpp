@@ -66,15 +66,15 @@ using rope_scaling = std::variant<std::monostate,
 /// frequency_divisors[i], then scaled.
 struct rope_options {
   index_t head_dim = 0;  ///< values of a row, > 0
-  std::optional<index_t> rotary_dim =
-      std::nullopt;  ///< the first values of a row, which rotate; even; default head_dim; 0 = NoPE
+  /// The first values of a row, which rotate; even; default head_dim; 0 = NoPE.
+  std::optional<index_t> rotary_dim = std::nullopt;
   rope_pairing pairing = rope_pairing::half_split;
   std::optional<double> theta = std::nullopt;       ///< > 1; default 10000
   std::span<const double> frequencies = {};         ///< (rotary_dim / 2), in place of theta; >= 0
   std::span<const double> frequency_divisors = {};  ///< (rotary_dim / 2) or none (GGUF: rope_freqs)
   rope_scaling scaling = {};
-  std::optional<double> attention_factor =
-      std::nullopt;  ///< m > 0; default 1, for YaRN 0.1 ln(factor) + 1
+  /// m > 0; default 1, for YaRN 0.1 ln(factor) + 1.
+  std::optional<double> attention_factor = std::nullopt;
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI

@@ -36,8 +36,8 @@ T merged_lse(T a, T b) noexcept {
   return std::max(a, b) + std::log1p(std::exp(-std::abs(a - b)));
 }
 
-/// The part of softmax over {a, b} that a gets: exp(a) / (exp(a) + exp(b)), as 1 / (1 + exp(b -
-/// a)), which needs no maximum. 0 when a is -inf, whatever b is.
+/// The part of softmax over {a, b} that a gets: exp(a) / (exp(a) + exp(b)), as
+/// 1 / (1 + exp(b - a)), which needs no maximum. 0 when a is -inf, whatever b is.
 template <class Arch = void, std::floating_point T>
 T merge_weight(T a, T b) noexcept {
   return a == -std::numeric_limits<T>::infinity() ? T{0} : 1 / (1 + std::exp(b - a));
@@ -126,9 +126,10 @@ struct sink_result {
   T lse;
 };
 
-/// Adds exp(sink) to the softmax denominator, a key whose value is 0: o scales by sigmoid(lse -
-/// sink). Once per row, after the last merge. A row that saw nothing ends with lse = sink (its o is
-/// 0); sink = -inf is absent and changes no bit. r equal sinks are one of logit sink + log(r).
+/// Adds exp(sink) to the softmax denominator, a key whose value is 0: o scales by
+/// sigmoid(lse - sink). Once per row, after the last merge. A row that saw nothing ends with
+/// lse = sink (its o is 0); sink = -inf is absent and changes no bit. r equal sinks are one of
+/// logit sink + log(r).
 template <class Arch = void, std::floating_point T>
 sink_result<T> apply_sink_logit(T lse, T sink) noexcept {
   if (sink == -std::numeric_limits<T>::infinity()) return {T{1}, lse};
