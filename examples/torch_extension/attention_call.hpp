@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <type_traits>
 
 #include "block_mask.hpp"
 
@@ -56,9 +57,12 @@ void cuda_backward(const attention_call& call,
                    const allocator& allocate,
                    const cuda_place& place);
 
+/// Torch always knows its strides: those of 0, as expand() makes them, are meant.
 template <class T>
 ba::heads_view<T> typed(const any_tensor& t) {
-  return {static_cast<T*>(t.data), t.tokens, t.heads, t.head_dim, t.token_stride, t.head_stride};
+  return {static_cast<T*>(t.data), t.tokens,      t.heads,
+          t.head_dim,              t.token_stride, t.head_stride,
+          std::is_const_v<T>};
 }
 
 template <class T>

@@ -81,7 +81,11 @@ def block_attention(q, k, v, mask, *, scale=None, softcap=0.0, sink_logits=None,
     and lse = -inf. q, k, v and sink_logits get gradients, of o and of lse, once: there are no second derivatives. The
     same inputs give the same bits, on CUDA the gradient of q only after torch.use_deterministic_algorithms(True), with
     which backward takes up to 1.3 times as long. Raises ValueError for what it does not support.
+
+    Under torch.autocast q, k and v are cast to its type, float64 apart, as for torch's own attention.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = _autocast(q, k, v)
     if sink_logits is not None:
         sink_logits = sink_logits.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()
     o, lse = _BlockAttention.apply(_rows(q), _rows(k), _rows(v), sink_logits, mask, scale, softcap)
@@ -111,6 +115,11 @@ class _BlockAttention(torch.autograd.Function):
 
 def _rows(tensor):
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _autocast(*tensors):
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
 def _sequences(lengths):

@@ -159,6 +159,24 @@ class EveryDevice:
             error = (result - truth).norm() / truth.norm()
             self.assertLessEqual(error.item(), 2 * roundoff, f"{name}: relative error {error:.1e}")
 
+    def test_autocast(self):
+        """Under autocast tensors of several types are cast to its type, as torch's own attention does it."""
+        mask = BlockMask.blocks([20, 30, 14])
+        q, k, v = random_inputs(mask, head_dim=16, device=self.device)
+        narrow = [t.detach().bfloat16().requires_grad_() for t in [q, k, v]]
+        expected = block_attention(*narrow, mask)
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            o = block_attention(q, k, narrow[2], mask)
+        self.assertEqual(o.dtype, torch.bfloat16)
+        self.assertTrue(torch.equal(o, expected))
+        gradients = torch.autograd.grad(o.float().square().sum(), [q, k, narrow[2]])
+        self.assertEqual([g.dtype for g in gradients], [torch.float32, torch.float32, torch.bfloat16])
+        for gradient, truth in zip(gradients, torch.autograd.grad(expected.float().square().sum(), narrow)):
+            # The same numbers, rounded to bfloat16 on the way; on CUDA sums of d_q come in any order.
+            torch.testing.assert_close(gradient.bfloat16(), truth, rtol=2**-7, atol=1e-3)
+        with self.assertRaisesRegex(ValueError, "v is BFloat16, must be Float as q is Float"):
+            block_attention(q, k, narrow[2], mask)
+
     def test_strides(self):
         """Views are read in place, and give the bits that copies give."""
         self.ask_for_same_bits()
