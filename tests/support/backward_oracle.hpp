@@ -266,7 +266,7 @@ void check_random_backward_cases(const Backend& backend,
                                  int count,
                                  const case_limits& limits = {}) {
   const std::uint64_t seed = test_seed(default_seed);
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < test_cases(count); ++i) {
     check_backward_case<Q, K, V, O, DQ, DK, DV>(
         backend, random_backward_case(seed + static_cast<std::uint64_t>(i), limits));
   }

@@ -1,6 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <blockattn/core/index.hpp>
 #include <blockattn/core/storage.hpp>
 #include <cstdint>
@@ -17,6 +18,13 @@ using namespace blockattn;
 inline std::uint64_t test_seed(std::uint64_t default_seed) {
   const char* text = std::getenv("BLOCKATTN_SEED");
   return text != nullptr ? std::strtoull(text, nullptr, 10) : default_seed;
+}
+
+/// How many random cases a test draws: `usual`, times BLOCKATTN_CASE_FACTOR from the environment,
+/// with which tests/run_long.sh searches longer.
+inline int test_cases(int usual) {
+  const char* text = std::getenv("BLOCKATTN_CASE_FACTOR");
+  return text != nullptr ? usual * std::max(1, std::atoi(text)) : usual;
 }
 
 /// A small deterministic source of test data.

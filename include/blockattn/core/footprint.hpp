@@ -39,7 +39,7 @@ struct footprint {
                       index_t head_stride) noexcept {
     footprint result;
     if (data == nullptr || columns <= 0 || tokens <= 0 || heads <= 0) return result;
-    result.begin = static_cast<index_t>(reinterpret_cast<std::intptr_t>(data));
+    result.begin = reinterpret_cast<std::intptr_t>(data);
     result.width = columns * size;
     axis axes[2] = {{tokens, token_stride * size}, {heads, head_stride * size}};
     for (axis& one : axes) {
