@@ -7,7 +7,7 @@
 
 set -euo pipefail
 repository=${1:?the repository}
-first_page=${2:?the folder first_page}
+first_page=$(realpath "${2:?the folder first_page}")
 work=${3:?a folder to work in}
 rm -rf "$work"
 mkdir -p "$work/clone" "$work/program" "$work/bin"
