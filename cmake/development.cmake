@@ -38,6 +38,13 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LES
                                                          -Wno-maybe-uninitialized)
 endif()
 
+# For .cu files: what is left when nvcc's front end has rewritten static_cast and designated initialisers in C's way.
+add_library(blockattn_cuda_warnings INTERFACE)
+target_compile_options(
+  blockattn_cuda_warnings
+  INTERFACE -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Wconversion,-Wdouble-promotion,-Wshadow
+            $<$<BOOL:${BLOCKATTN_WERROR}>:-Xcompiler=-Werror>)
+
 include(CheckCXXCompilerFlag)
 check_cxx_compiler_flag(-march=native BLOCKATTN_COMPILER_KNOWS_NATIVE)
 set(native "")

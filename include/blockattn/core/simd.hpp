@@ -24,11 +24,11 @@
 // -march=native, 82 with -march=x86-64-v3, 22 for plain x86-64, 0.3 with -O0.
 #if defined(__GNUC__) && !defined(__CUDACC__) && !defined(BLOCKATTN_ACCEPT_SLOW_BUILD)
 #if !defined(__OPTIMIZE__)
-#pragma message( \
+#pragma message(                                                                       \
     "blockattn is compiled without optimisation, some 200 times slower than with -O2 " \
     "(BLOCKATTN_ACCEPT_SLOW_BUILD silences this)")
 #elif defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
-#pragma message( \
+#pragma message(                                                                                  \
     "blockattn is compiled without AVX2 and FMA, some 4 times slower than with -march=native or " \
     "-march=x86-64-v3 (BLOCKATTN_ACCEPT_SLOW_BUILD silences this)")
 #endif

@@ -39,7 +39,7 @@ inline void dot_rows(const C* q,
       for (int j = 0; j < Keys; ++j) sum[r][j] = fmadd<C, Arch>(query, key[j], sum[r][j]);
     }
   }
-  C totals[std::size_t{Rows * Keys}];
+  C totals[std::size_t{Rows} * std::size_t{Keys}];
   reduce_add_each<Rows * Keys, C, Arch>(&sum[0][0], totals);
   for (int r = 0; r < Rows; ++r) {
     for (int j = 0; j < Keys; ++j) {
