@@ -13,9 +13,11 @@ template <class T>
 void check(std::uint64_t default_seed,
            const named_mask& mask,
            const plain_sizes& sizes,
-           plain_options<T> options = {}) {
+           plain_options<T> options = {},
+           double score_deviation = 1) {
   options.tiles = cpu::tile_shape_for<T>(sizes.head_dim);
-  check_backward_accuracy<T>(cpu_backend{}, test_seed(default_seed), mask, sizes, options);
+  check_backward_accuracy<T>(cpu_backend{}, test_seed(default_seed), mask, sizes, options,
+                             score_deviation);
 }
 
 }  // namespace
@@ -32,4 +34,14 @@ TEMPLATE_TEST_CASE(
     "cpu::backward is accurate with softcap and sink logits", "", float, bfloat16, double) {
   check<TestType>(6, causal_of(1024), one_head_64, {.attention = {.softcap = 5}});
   check<TestType>(7, causal_of(300), two_heads_128, {.sink_logits = {1, -2}});
+}
+
+TEMPLATE_TEST_CASE(
+    "cpu::backward is accurate where scores are large", "", float, bfloat16, double) {
+  for (const double score_deviation : {10.0, 30.0, 100.0}) {
+    check<TestType>(10, causal_of(1024), one_head_64, {}, score_deviation);
+  }
+  check<TestType>(11, blocks_of(300), two_heads_128, {}, 20);
+  check<TestType>(12, causal_of(300), one_head_64, {.attention = {.softcap = 50}}, 30);
+  check<TestType>(13, causal_of(300), one_head_64, {.sink_logits = {30}}, 20);
 }

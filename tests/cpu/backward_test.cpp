@@ -5,6 +5,7 @@
 #include "cpu/cpu_backend.hpp"
 #include "support/backward_oracle.hpp"
 #include "support/example_cases.hpp"
+#include "support/plain_gradients.hpp"
 
 using namespace blockattn;
 using namespace blockattn_test;
@@ -26,6 +27,32 @@ TEST_CASE("cpu::backward equals the reference in fp32") {
 
 TEST_CASE("cpu::backward equals the reference in fp64") {
   check_random_backward_cases<double, double, double, double>(cpu_backend{}, 2000, 30);
+}
+
+// Scores of 1000 and more, whose last digit is worth 6e-5: a score and its lse have to agree in it.
+TEMPLATE_TEST_CASE("a key that outscores all others has a weight of exactly 1", "", float, double) {
+  const plain_sizes sizes{.query_heads = 1, .kv_heads = 1, .head_dim = 40, .value_dim = 16};
+  random_source random(test_seed(2500));
+  for (const double scale : {1.0, 0.3, -0.3}) {
+    for (const double softcap : {0.0, 70.0, 3000.0}) {
+      for (const TestType sink : {-std::numeric_limits<TestType>::infinity(), TestType(-60)}) {
+        for (int draw = 0; draw < 10; ++draw) {
+          CAPTURE(scale, softcap, sink, draw);
+          plain_inputs<TestType> in = random_inputs<TestType>(random, 1, 20, sizes);
+          for (TestType& value : in.q) value *= TestType(30);
+          for (TestType& value : in.k) value *= TestType(0.05);
+          for (std::size_t t = 0; t < in.q.size(); ++t) {
+            in.k[7 * in.q.size() + t] = in.q[t] * static_cast<TestType>(scale < 0 ? -0.13 : 0.13);
+          }
+          const plain_loss<TestType> loss = random_loss(random, in, false);
+          const plain_gradients<TestType> g = run_gradients(
+              cpu_backend{}, in, loss, full_mask(1, 20),
+              {.attention = {.scale = scale, .softcap = softcap}, .sink_logits = {sink}});
+          for (std::size_t t = 0; t < 16; ++t) CHECK(g.d_v[7 * 16 + t] == loss.d_o[t]);
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("cpu::backward equals the reference in bf16") {

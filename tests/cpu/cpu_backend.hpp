@@ -7,6 +7,7 @@
 #include <blockattn/cpu/merge_backward.hpp>
 
 #include "support/attention_case.hpp"
+#include "support/unit_roundoff.hpp"
 
 namespace blockattn_test {
 
@@ -37,6 +38,13 @@ struct cpu_backend {
   void merge_backward(const merge_backward_arguments<Types...>& arguments) const {
     cpu::merge_backward(arguments);
   }
+
+  /// Relative rounding error of the scale: queries take it with all its digits, except where pairs
+  /// of bf16 are multiplied, whose exponents have a rounded factor.
+  template <class T>
+  static constexpr double scale_error = format_of<T> == storage_format::bf16
+                                            ? unit_roundoff<float>()
+                                            : 0;
 };
 
 }  // namespace blockattn_test

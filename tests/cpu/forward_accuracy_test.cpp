@@ -15,9 +15,11 @@ template <class T>
 void check(std::uint64_t default_seed,
            const named_mask& mask,
            const plain_sizes& sizes,
-           plain_options<T> options = {}) {
+           plain_options<T> options = {},
+           double score_deviation = 1) {
   options.tiles = cpu::tile_shape_for<T>(sizes.head_dim);
-  check_forward_accuracy<T>(cpu_backend{}, test_seed(default_seed), mask, sizes, options);
+  check_forward_accuracy<T>(cpu_backend{}, test_seed(default_seed), mask, sizes, options,
+                            score_deviation);
 }
 
 }  // namespace
@@ -36,4 +38,13 @@ TEMPLATE_TEST_CASE(
     "cpu::forward is accurate with softcap and sink logits", "", float, bfloat16, double) {
   check<TestType>(8, causal_of(1024), one_head_64, {.attention = {.softcap = 5}});
   check<TestType>(9, causal_of(300), two_heads_128, {.sink_logits = {1, -2}});
+}
+
+TEMPLATE_TEST_CASE("cpu::forward is accurate where scores are large", "", float, bfloat16, double) {
+  for (const double score_deviation : {10.0, 30.0, 100.0}) {
+    check<TestType>(10, causal_of(1024), one_head_64, {}, score_deviation);
+  }
+  check<TestType>(11, blocks_of(1100), one_head_128, {}, 20);
+  check<TestType>(12, causal_of(1024), one_head_64, {.attention = {.softcap = 50}}, 30);
+  check<TestType>(13, causal_of(1024), one_head_64, {.sink_logits = {30}}, 20);
 }

@@ -35,21 +35,22 @@ TEMPLATE_TEST_CASE("gradient_of_row turns scores into weights and their gradient
       std::vector<C> s = random.normal_values<C>(7 * step);
       std::vector<C> d_s = random.normal_values<C>(7 * step);
       const std::vector<C> scores = s, d_p = d_s;
-      const C lse_log2 = C(4.25), delta = C(-0.7);
-      cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), columns,
-                                         score_transform<C>::from(scale, softcap),
-                                         {lse_log2, delta});
+      const C lse = C(3), delta = C(-0.7);
+      // Queries take the factor.
+      const auto transform = score_transform<C>::from(scale, softcap);
+      for (C& value : s) value *= static_cast<C>(transform.q_factor);
+      cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), columns, transform, {lse, delta});
       for (std::size_t j = 0; j < size; ++j) {
         CAPTURE(softcap, columns.begin, columns.end, j);
         if (!columns.contains(static_cast<index_t>(j))) {
-          CHECK(s[j] == scores[j]);
+          CHECK(s[j] == scores[j] * static_cast<C>(transform.q_factor));
           CHECK(d_s[j] == d_p[j]);
           continue;
         }
         const double x = scale * static_cast<double>(scores[j]);
         const double t = softcap > 0 ? std::tanh(x / softcap) : 0;
         const double score = softcap > 0 ? softcap * t : x;
-        const double p = std::exp2(score * std::numbers::log2e - static_cast<double>(lse_log2));
+        const double p = std::exp(score - static_cast<double>(lse));
         const double g =
             p * (static_cast<double>(d_p[j]) - static_cast<double>(delta)) * (1 - t * t);
         CHECK(std::abs(static_cast<double>(s[j]) - p) <= 16 * epsilon<C> * p);
@@ -63,9 +64,9 @@ TEMPLATE_TEST_CASE("gradient_of_row turns scores into weights and their gradient
 TEST_CASE("no weight passes 1, however lse was rounded", "[tile_gradient]") {
   constexpr index_t step = cpu::detail::lanes<float, arch>;
   std::vector<float> s(static_cast<std::size_t>(step), 3e8F), d_s(s.size(), 1.0F);
-  const auto transform = score_transform<float>::from(1, 0);
-  cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), {0, step}, transform,
-                                     {3e8F * transform.scale_log2 * (1 - 0x1p-23F), 0.5F});
+  cpu::detail::gradient_of_row<arch>(s.data(), d_s.data(), {0, step},
+                                     score_transform<float>::from(1, 0),
+                                     {3e8F * (1 - 0x1p-23F), 0.5F});
   for (std::size_t j = 0; j < s.size(); ++j) {
     CHECK(s[j] == 1.0F);
     CHECK(d_s[j] == 0.5F);

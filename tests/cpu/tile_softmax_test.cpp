@@ -26,28 +26,31 @@ constexpr double epsilon = static_cast<double>(std::numeric_limits<C>::epsilon()
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("score_transform is score_scale * softcap(scale * S) in base 2",
+TEMPLATE_TEST_CASE("score_transform is score_scale * softcap(scale * S)",
                    "[tile_softmax]",
                    float,
-                   double) {
-  using C = TestType;
+                   double,
+                   cpu::detail::bf16_pair) {
+  constexpr bool in_queries = cpu::detail::scale_in_queries<TestType>;
+  using C = std::conditional_t<in_queries, TestType, float>;
   const index_range columns{0, step<C>};
-  for (const double scale : {0.125, -0.125, 1.0, 0.0}) {
+  for (const double scale : {0.125, -0.125, 0.3, 1.0, 0.0}) {
     for (const double softcap : {0.0, 0.5, 30.0}) {
       for (const double score_scale : {1.0, -2.0, 0.5, 0.0}) {
         for (const double s : {-20.0, -1.0, 0.0, 0.5, 7.0}) {
           CAPTURE(scale, softcap, score_scale, s);
-          const auto transform = score_transform<C>::from(scale, softcap, score_scale);
+          const auto transform =
+              score_transform<C>::template from<TestType>(scale, softcap, score_scale);
           std::vector<C> row(static_cast<std::size_t>(step<C>),
-                             static_cast<C>(s) * transform.q_sign);
-          if (transform.cap_inner > 0)
-            cpu::detail::cap_scores<C, arch>(row.data(), columns, transform);
+                             static_cast<C>(s * transform.q_factor));
+          if (transform.cap != 0) cpu::detail::cap_scores<C, arch>(row.data(), columns, transform);
           const double capped = softcap > 0 ? softcap * std::tanh(scale * s / softcap) : scale * s;
-          const double expected = std::numbers::log2e * score_scale * capped;
-          const double found =
-              static_cast<double>(transform.scale_log2) * static_cast<double>(row.back());
-          CHECK(std::abs(found - expected) <= 16 * epsilon<C> * std::abs(expected) + 1e-30);
+          const double expected = score_scale * capped;
+          const auto found = static_cast<double>(row.back());
+          const double unit = in_queries ? 1 : std::numbers::ln2 * double(transform.scale_log2);
+          CHECK(std::abs(unit * found - expected) <= 16 * epsilon<C> * std::abs(expected) + 1e-30);
           CHECK(transform.scale_log2 > 0);  // times -inf is -inf, never NaN
+          if (!in_queries) CHECK(std::abs(transform.q_factor * transform.q_factor - 0.5) == 0.5);
         }
       }
     }
@@ -87,8 +90,7 @@ TEMPLATE_TEST_CASE("softmax_row gives weights, sum and rescale of a row",
   for (index_t vectors = 1; vectors <= 11; ++vectors) {
     for (const C row_max : {-infinity<C>, C(-3), C(50)}) {
       const index_range columns{step<C>, (1 + vectors) * step<C>};
-      const C scale = static_cast<C>(random.real(0.1, 2));
-      CAPTURE(vectors, row_max, scale);
+      CAPTURE(vectors, row_max);
       auto s = random.normal_values<C>(columns.end + 1);
       for (C& value : s) {
         if (random.chance(0.3)) value = -infinity<C>;
@@ -97,12 +99,12 @@ TEMPLATE_TEST_CASE("softmax_row gives weights, sum and rescale of a row",
       s[first + static_cast<std::size_t>(random.integer(0, columns.size() - 1))] = C(1);
       std::vector<C> weights(s.size(), C(77));
       const auto update =
-          cpu::detail::softmax_row<C, arch>(s.data(), columns, scale, row_max, weights.data());
+          cpu::detail::softmax_row<C, arch>(s.data(), columns, {}, row_max, weights.data());
       double largest = static_cast<double>(row_max);
       for (std::size_t j = first; j + 1 < s.size(); ++j) {
-        largest = std::max(largest, static_cast<double>(scale) * static_cast<double>(s[j]));
+        largest = std::max(largest, static_cast<double>(s[j]));
       }
-      // |scaled score| and maximum stay below 64: half an ulp of it in the exponent, twice.
+      // |score| and maximum stay below 64: half an ulp of it in the exponent, twice.
       const double bound = 64 * epsilon<C>;
       CHECK(std::abs(static_cast<double>(update.row_max) - largest) <= bound);
       double sum = 0;
@@ -112,8 +114,7 @@ TEMPLATE_TEST_CASE("softmax_row gives weights, sum and rescale of a row",
           CHECK(weights[j] == C(77));
           continue;
         }
-        const double exact =
-            std::exp2(static_cast<double>(scale) * static_cast<double>(s[j]) - largest);
+        const double exact = std::exp(static_cast<double>(s[j]) - largest);
         if (s[j] == -infinity<C> ? weights[j] != C(0)
                                  : !(std::abs(static_cast<double>(weights[j]) - exact) <= bound))
           equal = false;
@@ -121,7 +122,7 @@ TEMPLATE_TEST_CASE("softmax_row gives weights, sum and rescale of a row",
       }
       CHECK(equal);
       CHECK(std::abs(static_cast<double>(update.sum) - sum) <= bound * std::max(1.0, sum));
-      const double rescale = std::exp2(static_cast<double>(row_max) - largest);
+      const double rescale = std::exp(static_cast<double>(row_max) - largest);
       CHECK(std::abs(static_cast<double>(update.rescale) - rescale) <= bound);
     }
   }
@@ -143,7 +144,7 @@ TEMPLATE_TEST_CASE("a NaN among the scores reaches the sum", "[tile_softmax]", f
     std::vector<C> s(static_cast<std::size_t>(5 * step<C>), -infinity<C>);
     std::vector<C> weights(s.size());
     s[static_cast<std::size_t>(at)] = std::numeric_limits<C>::quiet_NaN();
-    const auto update = cpu::detail::softmax_row<C, arch>(s.data(), {0, 5 * step<C>}, C(1.5),
+    const auto update = cpu::detail::softmax_row<C, arch>(s.data(), {0, 5 * step<C>}, {},
                                                           -infinity<C>, weights.data());
     CAPTURE(at);
     CHECK(std::isnan(update.sum));
@@ -156,12 +157,22 @@ TEST_CASE("softmax_row rounds its weights to bf16 pairs", "[tile_softmax]") {
   const auto s = random.normal_values<float>(96);
   std::vector<float> weights(96);
   std::vector<cpu::detail::bf16_pair> pairs(48);
-  cpu::detail::softmax_row<float, arch>(s.data(), {0, 96}, 0.5F, -infinity<float>, weights.data());
-  cpu::detail::softmax_row<cpu::detail::bf16_pair, arch>(s.data(), {0, 96}, 0.5F, -infinity<float>,
-                                                         pairs.data());
-  for (std::size_t j = 0; j < 96; ++j) {
-    const bfloat16 half = j % 2 == 0 ? pairs[j / 2].first : pairs[j / 2].second;
-    CHECK(std::abs(load_scalar(half) - weights[j]) <= 0x1p-8F * weights[j]);
+  // The second tile's maximum is not the row's: its weights have an offset.
+  for (const float old_max : {-infinity<float>, 3.0F}) {
+    std::vector<float> scores = s;
+    for (float& score : scores) score *= 0.3F;
+    const auto expected =
+        cpu::detail::softmax_row<float, arch>(scores.data(), {0, 96}, {}, old_max, weights.data());
+    const auto transform = score_transform<float>::from<cpu::detail::bf16_pair>(0.3, 0);
+    const auto found = cpu::detail::softmax_row<cpu::detail::bf16_pair, arch>(
+        s.data(), {0, 96}, transform, old_max, pairs.data());
+    CHECK(found.row_max == Approx(expected.row_max).epsilon(1e-6));
+    CHECK(found.sum == Approx(expected.sum).epsilon(1e-5));
+    CHECK(found.rescale == Approx(expected.rescale).epsilon(1e-5));
+    for (std::size_t j = 0; j < 96; ++j) {
+      const bfloat16 half = j % 2 == 0 ? pairs[j / 2].first : pairs[j / 2].second;
+      CHECK(std::abs(load_scalar(half) - weights[j]) <= 0x1p-8F * weights[j]);
+    }
   }
 }
 #endif

@@ -47,6 +47,10 @@ struct cuda_backend {
   /// centred; measured in lse: -1e-7 on average.
   static constexpr double exponential_bias = 0x1p-22;
 
+  /// Relative rounding error of the scale, which kernels hold in fp32.
+  template <class T>
+  static constexpr double scale_error = unit_roundoff<float>();
+
   /// Rounding of softmax weights, and of their gradients, in products. fp32 is multiplied as three
   /// products of TF32: both factors are held to 2^-23 and the product of two rests of at most 2^-11
   /// each is left out, so that a product is within 2^-23 + 2^-23 + 2^-22 = 2^-21 of its value.

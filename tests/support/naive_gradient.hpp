@@ -85,11 +85,12 @@ void check_backward_accuracy(const Backend& backend,
                              std::uint64_t seed,
                              const named_mask& mask,
                              const plain_sizes& sizes,
-                             const plain_options<T>& options) {
+                             const plain_options<T>& options,
+                             double score_deviation = 1) {
   using C = accumulator_t<T>;
   using exact_real = std::conditional_t<std::is_same_v<C, double>, long double, double>;
   INFO(mask.kind << ", " << mask.mask.query_tokens() << " tokens, head_dim " << sizes.head_dim
-                 << ", BLOCKATTN_SEED=" << seed);
+                 << ", scores of " << score_deviation << ", BLOCKATTN_SEED=" << seed);
   random_source random(seed);
   const index_t tokens = mask.mask.query_tokens();
   plain_gradients<T> g;
@@ -104,7 +105,7 @@ void check_backward_accuracy(const Backend& backend,
     append(all.d_v, more.d_v);
   };
   for (int draw = 0; draw < 4; ++draw) {
-    const plain_inputs<T> in = random_inputs<T>(random, tokens, mask.mask.key_tokens(), sizes);
+    const plain_inputs<T> in = inputs_of_deviation<T>(random, mask.mask, sizes, score_deviation);
     const plain_loss<T> loss = random_loss(random, in, false);
     append_each(g, run_gradients(backend, in, loss, mask.mask, options));
     append_each(exact, naive_gradient<exact_real>(in, loss, mask.mask, options, no_rounding{}));

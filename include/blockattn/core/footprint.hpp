@@ -135,13 +135,16 @@ inline bool align_axes(footprint& a, footprint& b) noexcept {
 
 /// Whether two footprints share a byte. Exact for views with a common stride, and where one of them
 /// is a single run of bytes; views that differ in every stride count as overlapping when their
-/// extents do. O(1) apart from tensors that are interleaved along both axes: O(heads).
+/// extents do, as do more than 2^20 interleaved heads. O(1) apart from tensors that are interleaved
+/// along both axes: O(heads).
 inline bool overlap(footprint a, footprint b) noexcept {
   if (a.width == 0 || b.width == 0 || a.end() <= b.begin || b.end() <= a.begin) return false;
   if (!align_axes(a, b)) return true;
   const auto meet = [&](index_t distance) {
     return combs_meet(a.width, a.outer.count, b.width, b.outer.count, a.outer.step, distance);
   };
+  constexpr index_t most = index_t{1} << 20;  // so that no size makes a check endless
+  if (a.inner.count > most || b.inner.count > most) return true;
   const index_t distance = b.begin - a.begin;
   if (a.inner.count == 1 || b.inner.count == 1 || a.inner.step == b.inner.step) {
     const index_t step = std::max(a.inner.step, b.inner.step);
@@ -150,6 +153,7 @@ inline bool overlap(footprint a, footprint b) noexcept {
     }
     return false;
   }
+  if (a.inner.count > most / b.inner.count) return true;
   for (index_t i = 0; i < a.inner.count; ++i) {
     for (index_t j = 0; j < b.inner.count; ++j) {
       if (meet(distance + j * b.inner.step - i * a.inner.step)) return true;

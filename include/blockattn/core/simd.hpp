@@ -3,6 +3,7 @@
 
 #include <blockattn/core/index.hpp>
 #include <cstdint>
+#include <numbers>
 #include <type_traits>
 
 // GCC 12 warns of the undefined registers inside its own AVX-512 intrinsics (GCC bug 105593),
@@ -56,6 +57,12 @@ inline constexpr index_t lanes = static_cast<index_t>(xsimd::batch<C, Arch>::siz
 
 template <class Arch>
 inline constexpr bool is_avx512 = std::is_base_of_v<xsimd::avx512f, Arch>;
+
+/// Whether fmadd rounds once.
+template <class Arch>
+inline constexpr bool has_fma = is_avx512<Arch> || std::is_base_of_v<xsimd::neon64, Arch>;
+template <class Arch>
+inline constexpr bool has_fma<xsimd::fma3<Arch>> = true;
 
 /// a * b + c, rounded once where the machine can. xsimd 8.1 has no fused form for AVX-512 and
 /// leaves it to the compiler, which clang 14 does not do: 5 to 9 % of the micro-kernel.
@@ -129,7 +136,7 @@ inline void reduce_add_each(const vector<C, Arch>* x, C* totals) noexcept {
 /// 2^f on [-1/2, 1/2]. fp32: degree 6 with p(0) = 1, minimax over coefficients that are floats (the
 /// linear one is ln 2 rounded): relative error 4.6e-9, so that rounding dominates (degree 5 leaves
 /// 4.3e-7; the real minimax polynomial with its coefficients rounded 2.1e-8, which shows as a
-/// bias). fp64: Taylor series of degree 13, relative error 4e-18.
+/// bias).
 template <class Arch>
 inline vector<float, Arch> exp2_fraction(const vector<float, Arch>& f) noexcept {
   using v = vector<float, Arch>;
@@ -141,46 +148,111 @@ inline vector<float, Arch> exp2_fraction(const vector<float, Arch>& f) noexcept 
   return fmadd<float, Arch>(p, f, v(1.0F));
 }
 
+/// e^f on [-ln 2 / 2, ln 2 / 2]. fp32: degree 6 that begins with 1 + f, minimax over coefficients
+/// that are floats: relative error 3.1e-9. fp64: Taylor series of degree 13, relative error 4e-18.
 template <class Arch>
-inline vector<double, Arch> exp2_fraction(const vector<double, Arch>& f) noexcept {
+inline vector<float, Arch> exp_fraction(const vector<float, Arch>& f) noexcept {
+  using v = vector<float, Arch>;
+  v p = fmadd<float, Arch>(v(1.38209655e-3F), f, v(8.36867187e-3F));
+  p = fmadd<float, Arch>(p, f, v(4.16682623e-2F));
+  p = fmadd<float, Arch>(p, f, v(1.66665211e-1F));
+  p = fmadd<float, Arch>(p, f, v(4.9999994e-1F));
+  p = fmadd<float, Arch>(p, f, v(1.0F));
+  return fmadd<float, Arch>(p, f, v(1.0F));
+}
+
+template <class Arch>
+inline vector<double, Arch> exp_fraction(const vector<double, Arch>& f) noexcept {
   using v = vector<double, Arch>;
-  constexpr double ln2 = 0.693147180559945309417232121458;
-  const v t = f * v(ln2);
   v p(1.0 / 6227020800.0);  // 1 / 13!
   for (const double coefficient :
        {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
         1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0}) {
-    p = fmadd<double, Arch>(p, t, v(coefficient));
+    p = fmadd<double, Arch>(p, f, v(coefficient));
   }
   return p;
 }
 
-/// 2^x for x <= 0, exactly 0 for x below the smallest normal exponent, -inf included: a hidden pair
-/// weighs nothing. NaN stays NaN.
+template <class Arch>
+inline vector<double, Arch> exp2_fraction(const vector<double, Arch>& f) noexcept {
+  return exp_fraction<Arch>(vector<double, Arch>(f * vector<double, Arch>(std::numbers::ln2)));
+}
+
+/// How a power is taken apart: base^x = 2^whole * fraction(rest(x, whole)), whole = exponent(x)
+/// rounded. Powers of less than `smallest` are not normal numbers.
 template <class C, class Arch>
-inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
+struct base_2 {
   using v = vector<C, Arch>;
-  constexpr C smallest = std::is_same_v<C, float> ? C(-126) : C(-1022);
+  static constexpr C smallest = std::is_same_v<C, float> ? C(-126) : C(-1022);
+  static v exponent(const v& x) noexcept { return x; }
+  static v rest(const v& x, const v& whole) noexcept { return x - whole; }
+  static v fraction(const v& rest) noexcept { return exp2_fraction<Arch>(rest); }
+};
+
+/// The exponent only chooses `whole`: its rounding is not seen. (2^(x log2(e)) would be off to one
+/// side by 1.3e-8 of x, because log2(e) is rounded.)
+template <class C, class Arch>
+struct base_e {
+  using v = vector<C, Arch>;
+  static constexpr bool single = std::is_same_v<C, float>;
+  /// -126 ln 2 and -1022 ln 2, rounded towards 0.
+  static constexpr C smallest = single ? C(-87.33654F) : C(-708.3964185322641);
+
+  static v exponent(const v& x) noexcept { return x * v(std::numbers::log2e_v<C>); }
+  static v rest(const v& x, const v& whole) noexcept {
+    // A rounded ln 2 costs fp32 1.9e-9 of `whole`, 1/30 of a unit in the last place.
+    if constexpr (single && has_fma<Arch>) {
+      return fmadd<C, Arch>(whole, v(-std::numbers::ln2_v<C>), x);
+    }
+    // ln 2 in two parts. Without FMA the first has so few digits that its products are exact.
+    constexpr C first = has_fma<Arch> ? std::numbers::ln2_v<C>
+                        : single      ? C(0.693359375)
+                                      : C(0x1.62e42feep-1);
+    constexpr C second = single          ? C(-2.1219444005469058e-4)
+                         : has_fma<Arch> ? C(2.3190468138462996e-17)
+                                         : C(1.9082149292705878e-10);
+    return fmadd<C, Arch>(whole, v(-second), fmadd<C, Arch>(whole, v(-first), x));
+  }
+  static v fraction(const v& rest) noexcept { return exp_fraction<Arch>(rest); }
+};
+
+/// base^x for x <= 0, exactly 0 for x below Base::smallest, -inf included: a hidden pair weighs
+/// nothing. NaN stays NaN.
+template <class Base, class C, class Arch>
+inline vector<C, Arch> power_nonpositive(const vector<C, Arch>& x) noexcept {
+  using v = vector<C, Arch>;
+  constexpr C smallest = Base::smallest;
 #if defined(__AVX512F__)
   // The mask takes the place of a clamp: scalef alone would give subnormal weights, which the other
-  // machines do not have, and no lane computes -inf - -inf.
+  // machines do not have, and no lane computes -inf - -inf (compilers mask the operation itself).
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
     const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = xsimd::nearbyint(x);
-    const v fraction = _mm512_maskz_sub_ps(seen, x, whole);
-    return _mm512_maskz_scalef_ps(seen, exp2_fraction<Arch>(fraction), whole);
+    const v whole = _mm512_roundscale_ps(Base::exponent(x), nearest);
+    const v rest = _mm512_maskz_mov_ps(seen, Base::rest(x, whole));
+    return _mm512_maskz_scalef_ps(seen, Base::fraction(rest), whole);
   }
   if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) {
     const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = xsimd::nearbyint(x);
-    const v fraction = _mm512_maskz_sub_pd(seen, x, whole);
-    return _mm512_maskz_scalef_pd(seen, exp2_fraction<Arch>(fraction), whole);
+    const v whole = _mm512_roundscale_pd(Base::exponent(x), nearest);
+    const v rest = _mm512_maskz_mov_pd(seen, Base::rest(x, whole));
+    return _mm512_maskz_scalef_pd(seen, Base::fraction(rest), whole);
   }
 #endif
   const v clamped = xsimd::max(v(smallest), x);  // the machine's max returns its second on NaN
-  const v whole = xsimd::nearbyint(clamped);
-  const v value = xsimd::ldexp(exp2_fraction<Arch>(v(clamped - whole)), xsimd::to_int(whole));
-  return xsimd::select(x < v(smallest), v(C(0)), value);
+  const v whole = xsimd::nearbyint(Base::exponent(clamped));
+  const v power = Base::fraction(Base::rest(clamped, whole));
+  return xsimd::select(x < v(smallest), v(C(0)), v(xsimd::ldexp(power, xsimd::to_int(whole))));
+}
+
+template <class C, class Arch>
+inline vector<C, Arch> exp2_nonpositive(const vector<C, Arch>& x) noexcept {
+  return power_nonpositive<base_2<C, Arch>, C, Arch>(x);
+}
+
+template <class C, class Arch>
+inline vector<C, Arch> exp_nonpositive(const vector<C, Arch>& x) noexcept {
+  return power_nonpositive<base_e<C, Arch>, C, Arch>(x);
 }
 
 /// exp2_nonpositive, good to 1.1 units in the last place instead of 0.6, in 3/4 of the time where a

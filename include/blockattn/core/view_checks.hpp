@@ -86,16 +86,23 @@ void check_view(const Place& place,
 }
 
 /// True when rows of `width` elements at token * token_stride + head * head_stride never overlap.
-/// Strides of either sign and any interleaving are judged exactly. O(heads).
+/// Strides of either sign and any interleaving are judged exactly; more than 2^20 heads that are
+/// interleaved with tokens count as overlapping. O(1) where one axis lies within a step of the
+/// other, else O(heads).
 constexpr bool rows_are_disjoint(
     index_t tokens, index_t heads, index_t width, index_t token_stride, index_t head_stride) {
   const auto magnitude = [](index_t x) { return x < 0 ? -x : x; };
   if (tokens == 0 || heads == 0 || width == 0) return true;
-  if (tokens > 1 && magnitude(token_stride) < width) return false;
+  const index_t token_step = tokens > 1 ? magnitude(token_stride) : width;
+  const index_t head_step = heads > 1 ? magnitude(head_stride) : width;
+  if (token_step < width || head_step < width) return false;
+  if ((heads - 1) * head_step + width <= token_step || tokens == 1) return true;
+  if ((tokens - 1) * token_step + width <= head_step || heads == 1) return true;
+  if (heads > index_t{1} << 20) return false;
   for (index_t head = 1; head < heads; ++head) {
     // Of the rows of this head, those beside row (0, 0): some pair is as close when any pair is.
     const index_t distance = head * head_stride;
-    const index_t steps = tokens > 1 ? distance / token_stride : 0;
+    const index_t steps = distance / token_stride;
     for (const index_t step : {steps - 1, steps, steps + 1}) {
       if (magnitude(step) < tokens && magnitude(distance - step * token_stride) < width)
         return false;

@@ -11,7 +11,7 @@ namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI {
 
 /// A checked backward call, cut into tasks; run it like a forward_job. Arguments is a
 /// backward_arguments. Phases:
-///   0. row sums: lse_log2 and delta of every query row
+///   0. row sums: lse and delta of every query row
 ///   1. key tiles: d_k and d_v, each key tile owned by one task, and partial sums of d_q
 ///   2. query tiles: the partial sums of d_q in order; d_sink_logits
 /// Who owns what follows from the shape alone, so every number of threads gives the same bits.
@@ -113,16 +113,14 @@ class backward_job {
 
   template <int Rows>
   void sum_some_rows(index_t head, index_t first, std::span<std::byte> workspace) const noexcept {
-    using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
     C sums[std::size_t{Rows}];
     detail::dot_each<Arch, Rows>(arguments_.d_o.row(first, head), arguments_.d_o.token_stride,
                                  arguments_.o.row(first, head), arguments_.o.token_stride,
                                  arguments_.o.head_dim, sums);
     for (int r = 0; r < Rows; ++r) {
       const index_t i = first + r;
-      const auto lse = static_cast<wide>(arguments_.lse.at(i, head));
       rows_of(workspace, head)[i] = {
-          .lse_log2 = static_cast<C>(lse * std::numbers::log2e_v<wide>),
+          .lse = arguments_.lse.at(i, head),
           .delta = sums[r] - (arguments_.d_lse ? arguments_.d_lse.at(i, head) : C(0))};
     }
   }
@@ -148,9 +146,10 @@ class backward_job {
         take_key_tile(work, head, key_tile, chunk, workspace);
       }
       for (index_t j = keys.begin; j < keys.end; ++j) {
-        // The sign of the scale went into q.
+        // The scale, or what softcap leaves of it, went into q.
         detail::store_row<Arch>(work.d_k_row(j - keys.begin), arguments_.k.head_dim,
-                                std::abs(scale_), arguments_.d_k.row(j, kv_head), mode_);
+                                transform_.cap != 0 ? transform_.cap : C(1),
+                                arguments_.d_k.row(j, kv_head), mode_);
         detail::store_row<Arch>(work.d_v_row(j - keys.begin), arguments_.v.head_dim, C(1),
                                 arguments_.d_v.row(j, kv_head), mode_);
       }
@@ -219,8 +218,8 @@ class backward_job {
     for (index_t row = 0; row < queries.size(); ++row) {
       const index_t query = queries.begin + row;
       detail::load_row<Arch>(arguments_.q.row(query, head), arguments_.q.head_dim,
-                             transform_.q_sign, work.q_row(row));
-      detail::load_row<Arch>(arguments_.d_o.row(query, head), arguments_.o.head_dim, C(1),
+                             transform_.q_factor, work.q_row(row));
+      detail::load_row<Arch>(arguments_.d_o.row(query, head), arguments_.o.head_dim, 1,
                              work.d_o_row(row));
     }
   }

@@ -50,7 +50,7 @@ class forward_job {
               const attention_options& options)
       : arguments_(arguments),
         plans_(plans),
-        transform_(detail::score_transform<C>::from(
+        transform_(detail::score_transform<C>::template from<panel>(
             detail::resolved_scale(options.scale, arguments.q.head_dim), options.softcap)) {
     group_ = arguments.k.heads > 0 ? arguments.q.heads / arguments.k.heads : 1;
     sizes_.head_dim = arguments.q.head_dim;
@@ -158,7 +158,7 @@ class forward_job {
     work.begin(queries.size(), transform_);
     for (index_t row = 0; row < queries.size(); ++row) {
       detail::pack_row<panel, Arch>(arguments_.q.row(queries.begin + row, head),
-                                    arguments_.q.head_dim, transform_.q_sign, work.q_row(row));
+                                    arguments_.q.head_dim, transform_.q_factor, work.q_row(row));
     }
     for (const tile_span& span : plan.by_query().spans_of(query_tile)) {
       const detail::tile_slices slices{&plan.slices(), plan.by_query().slices_of(span)};

@@ -71,7 +71,7 @@ class merge_backward_job {
     const std::span weights(detail::piece<C>(scratch, weights_offset_), states.size());
     C* const dots = detail::piece<C>(scratch, dots_offset_);
     C* const d_o = detail::piece<C>(scratch, d_o_offset_);
-    detail::load_row<Arch>(arguments_.d_o.row(token, head), value_dim, C{1}, d_o);
+    detail::load_row<Arch>(arguments_.d_o.row(token, head), value_dim, 1, d_o);
 
     // Forward's weights p_s, sink included.
     for (std::size_t s = 0; s < states.size(); ++s) {

@@ -4,7 +4,6 @@
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/cpu/pack.hpp>
 #include <blockattn/cpu/tile_softmax.hpp>
-#include <numbers>
 
 namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail {
 
@@ -19,8 +18,9 @@ struct online_tile_sizes {
 /// One query tile on its way over key tiles (arXiv 2205.14135, algorithm 1; 2307.08691): rows of q
 /// stay packed, and (o, row_max, row_sum) is the running softmax state, unnormalised. A key tile is
 /// taken in three passes:
-///   scores:  S = q . k^T                 (the caller's choice of kernel; range per group of rows)
-///   softmax: S -> weights 2^(c S - max)  (row_max, row_sum updated; o rescaled where max grew)
+///   scores:  S = q . k^T          (the caller's choice of kernel; range per group of rows)
+///   softmax: S -> weights exp(score - max), row_max and row_sum updated, o rescaled where the
+///            maximum grew
 ///   values:  o += weights . v
 /// Columns are counted from the tile's own origin. All memory comes from the caller's workspace.
 template <class Panel, class Arch>
@@ -109,10 +109,10 @@ class online_tile {
           clear_weights<Panel, Arch, C>(range, weight_row(row));
           continue;
         }
-        if (transform_.cap_inner > 0) cap_scores<C, Arch>(s, range, transform_);
+        if (transform_.cap != 0) cap_scores<C, Arch>(s, range, transform_);
         hide_columns(s, range, {runs_, static_cast<std::size_t>(count)});
-        const row_update<C> update = softmax_row<Panel, Arch>(s, range, transform_.scale_log2,
-                                                              row_max_[row], weight_row(row));
+        const row_update<C> update =
+            softmax_row<Panel, Arch>(s, range, transform_, row_max_[row], weight_row(row));
         row_sum_[row] = row_sum_[row] * update.rescale + update.sum;
         row_max_[row] = update.row_max;
         if (update.rescale != C(1))
@@ -152,15 +152,10 @@ class online_tile {
     C lse;
   };
   finished_row finish(index_t row) const noexcept {
-    // A rounded ln 2 would move every lse to the same side; one wide operation a row does not
-    // count.
-    using wide = std::conditional_t<std::is_same_v<C, float>, double, long double>;
     const C sum = row_sum_[row];
     const bool empty = sum == 0;  // the largest weight of a row is 1; NaN is not empty
     return {o_ + row * o_stride_, empty ? C(0) : 1 / sum,
-            empty ? -std::numeric_limits<C>::infinity()
-                  : static_cast<C>(static_cast<wide>(row_max_[row]) * std::numbers::ln2_v<wide> +
-                                   static_cast<wide>(std::log(sum)))};
+            empty ? -std::numeric_limits<C>::infinity() : row_max_[row] + std::log(sum)};
   }
 
  private:

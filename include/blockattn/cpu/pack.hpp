@@ -112,9 +112,9 @@ inline void pack_values(const heads_view<const T>& v,
   }
 }
 
-/// One row of q as Panel, times `factor` (1, -1 or 0: exact).
-template <class Panel, class Arch, class T, class C>
-inline void pack_row(const T* in, index_t count, C factor, Panel* out) noexcept {
+/// One row of q as Panel, times `factor` (of pairs: 1, -1 or 0, exact).
+template <class Panel, class Arch, class T>
+inline void pack_row(const T* in, index_t count, long double factor, Panel* out) noexcept {
   if constexpr (operand<Panel, Arch>::values_per_step == 1) {
     load_row<Arch>(in, count, factor, out);
   } else {

@@ -53,7 +53,7 @@ class segment_tile {
     work_.begin(arguments.rows.size(), {});
     for (index_t row = 0; row < work_.rows(); ++row) {
       load_row<Arch>(arguments.q.row(query_of(row) + arguments.queries.begin, head_of(row)),
-                     head_dim(), C(1), base_q(row));
+                     head_dim(), 1, base_q(row));
     }
   }
 
@@ -208,19 +208,19 @@ class segment_tile {
       work_.columns_of_group(g) = {0, runs > 0 ? work_.runs()[runs - 1].end : 0};
     }
     if (few_rows()) {
-      score_in_place(list, transform.q_sign);
+      score_in_place(list, transform.q_factor);
     } else {
-      score_packed(list, transform.q_sign);
+      score_packed(list, transform.q_factor);
     }
     work_.softmax([&](index_t row, index_range* runs) { return runs_of(list, row, runs); });
     for (const piece_of_tile& part : pieces()) add_values(list[part.segment].v, part);
     piece_count_ = 0;
   }
 
-  void score_in_place(const segment_list<K, V>& list, C q_sign) noexcept {
+  void score_in_place(const segment_list<K, V>& list, long double q_factor) noexcept {
     for (const piece_of_tile& part : pieces()) {
       const heads_view<const K>& k = list[part.segment].k;
-      set_queries(part.query_shift, q_sign);
+      set_queries(part.query_shift, q_factor);
       detail::score_in_place<Arch>(work_.rows(), work_.q_row(0), work_.q_stride(),
                                    k.row(part.first_key, arguments_.kv_head), k.token_stride,
                                    part.columns.size(), head_dim(),
@@ -229,7 +229,7 @@ class segment_tile {
   }
 
   /// Packs and multiplies the panels that meet the queries under one shift, then those of the next.
-  void score_packed(const segment_list<K, V>& list, C q_sign) noexcept {
+  void score_packed(const segment_list<K, V>& list, long double q_factor) noexcept {
     C* const panels = piece<C>(memory_, at_.keys);
     const std::span<piece_of_tile> all = pieces();
     for (std::size_t begin = 0; begin < all.size();) {
@@ -237,34 +237,34 @@ class segment_tile {
       for (; end < all.size() && all[end].query_shift == all[begin].query_shift; ++end) {
         pack_keys(list[all[end].segment], all[end], panels);
       }
-      set_queries(all[begin].query_shift, q_sign);
+      set_queries(all[begin].query_shift, q_factor);
       const index_range columns{all[begin].columns.begin, all[end - 1].columns.end};
       work_.score_packed(panels + columns.begin * head_dim(), columns);
       begin = end;
     }
   }
 
-  /// q <- sign * U(shift) * base, unless that is what q holds.
-  void set_queries(double shift, C sign) noexcept {
-    if (q_is_set_ && shift == q_shift_ && sign == q_sign_) return;
+  /// q <- factor * U(shift) * base, unless that is what q holds.
+  void set_queries(double shift, long double factor) noexcept {
+    if (q_is_set_ && shift == q_shift_ && factor == q_factor_) return;
     if (shift != 0)
       arguments_.options->rope->template angles<Arch>(shift, cosines(), sines(),
-                                                      static_cast<double>(sign));
+                                                      static_cast<double>(factor));
     for (index_t row = 0; row < work_.rows(); ++row) {
       if (shift != 0) {
         const blockattn::rope& rope = *arguments_.options->rope;
         rotate_row<Arch>(rope, base_q(row), work_.q_row(row), cosines(), sines());
-        // The angles carry the sign; what does not rotate takes it here.
+        // The angles carry the factor; what does not rotate takes it here.
         const index_t rotated = rope.rotary_dim();
-        load_row<Arch>(base_q(row) + rotated, head_dim() - rotated, sign,
+        load_row<Arch>(base_q(row) + rotated, head_dim() - rotated, factor,
                        work_.q_row(row) + rotated);
       } else {
-        load_row<Arch>(base_q(row), head_dim(), sign, work_.q_row(row));
+        load_row<Arch>(base_q(row), head_dim(), factor, work_.q_row(row));
       }
     }
     q_is_set_ = true;
     q_shift_ = shift;
-    q_sign_ = sign;
+    q_factor_ = factor;
   }
 
   /// Packs the keys of a piece, turned against the segment's shift if the queries are not.
@@ -315,7 +315,7 @@ class segment_tile {
   index_t piece_count_ = 0;
   bool q_is_set_ = false;
   double q_shift_ = 0;
-  C q_sign_ = 1;
+  long double q_factor_ = 1;
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::cpu::inline BLOCKATTN_CPU_ABI::detail

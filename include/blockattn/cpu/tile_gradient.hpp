@@ -36,15 +36,28 @@ inline void add_row(const C* part, index_t count, C* sum) noexcept {
 /// What backward knows of a query row before it sees a key.
 template <class C>
 struct row_gradient {
-  C lse_log2 = 0;  ///< base-2 logarithm of the softmax denominator
-  C delta = 0;     ///< d_o . o - d_lse
+  C lse = 0;    ///< logarithm of the softmax denominator
+  C delta = 0;  ///< d_o . o - d_lse
 };
 
-/// From scores to their gradients, for the columns of one row that a tile computed: with
-/// c = scale_log2 and S the product q.k,
-///   s[j]   <- p = 2^(c S - lse_log2)
+/// The softcap of backward, with t = tanh(S): s <- cap t and d_s <- (d_s - delta) (1 - t^2).
+template <class Arch, class C>
+inline void bend_scores(C* s, C* d_s, const index_range& columns, C cap, C delta) noexcept {
+  using v = vector<C, Arch>;
+  for (index_t j = columns.begin; j < columns.end; j += lanes<C, Arch>) {
+    const v t = xsimd::tanh(v::load_unaligned(s + j));
+    ((v::load_unaligned(d_s + j) - v(delta)) * (v(C(1)) - t * t)).store_unaligned(d_s + j);
+    (t * v(cap)).store_unaligned(s + j);
+  }
+}
+
+/// From scores to their gradients, for the columns of one row that a tile computed:
+///   s[j]   <- p = exp(s[j] - lse)
 ///   d_s[j] <- p (d_s[j] - delta)               d_s comes in as d_o . v
-/// and with softcap, t = tanh(cap_inner S): p = 2^(c t - lse_log2), d_s also times 1 - t^2. No
+/// and with softcap s[j] is bent first, d_s also times 1 - tanh^2. The score is rounded as forward
+/// rounded it, and lse is subtracted as forward returned it: their last digits, worth 6e-5 at 1000,
+/// cancel. In base 2 each would be rounded once more. (A capped score goes through memory: a
+/// compiler that fused its product into the subtraction would leave out the rounding.) No
 /// reductions: lse makes every weight independent. Both ends of `columns` are multiples of the
 /// vector. Columns that the row does not see get any value; clear_columns follows.
 template <class Arch, class C>
@@ -55,26 +68,13 @@ inline void gradient_of_row(C* s,
                             const row_gradient<C>& row) noexcept {
   using v = vector<C, Arch>;
   constexpr index_t step = lanes<C, Arch>;
-  const v c(transform.scale_log2);
-  const v offset(-row.lse_log2);
-  const v delta(row.delta);
-  const auto weight = [&](const v& x) {
-    // A rounded lse may be less than a score: no weight passes 1.
-    return exp2_nonpositive<C, Arch>(xsimd::min(v(C(0)), fmadd<C, Arch>(x, c, offset)));
-  };
-  if (transform.cap_inner > 0) {
-    const v inner(transform.cap_inner);
-    for (index_t j = columns.begin; j < columns.end; j += step) {
-      const v t = xsimd::tanh(v::load_unaligned(s + j) * inner);
-      const v p = weight(t);
-      const v bend = v(C(1)) - t * t;
-      (p * (v::load_unaligned(d_s + j) - delta) * bend).store_unaligned(d_s + j);
-      p.store_unaligned(s + j);
-    }
-    return;
-  }
+  const bool capped = transform.cap != 0;
+  if (capped) bend_scores<Arch>(s, d_s, columns, transform.cap, row.delta);
+  const v lse(row.lse);
+  const v delta(capped ? C(0) : row.delta);
   const auto take = [&](index_t j) {
-    const v p = weight(v::load_unaligned(s + j));
+    // An lse of other arithmetic may be less than a score: no weight passes 1.
+    const v p = exp_nonpositive<C, Arch>(xsimd::min(v(C(0)), v::load_unaligned(s + j) - lse));
     (p * (v::load_unaligned(d_s + j) - delta)).store_unaligned(d_s + j);
     p.store_unaligned(s + j);
   };
