@@ -1,5 +1,6 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include <blockattn/plan/slice_visits.hpp>
+#include <optional>
 
 #include "plan/plan_masks.hpp"
 #include "support/catch.hpp"
@@ -18,6 +19,21 @@ look look_at(const slice& s, const index_range& rows, const index_range& columns
   const index_t pairs = visible_pairs(inside);
   if (pairs == 0) return look::absent;
   return pairs == intersect(s.queries, rows).size() * columns.size() ? look::solid : look::part;
+}
+
+/// The columns that every row sees, where all rows see the same ones: then the height of a tile
+/// does not matter.
+std::optional<index_range> columns_of_all_rows(const slice& s,
+                                               const index_range& rows,
+                                               const index_range& columns) {
+  std::optional<index_range> all;
+  for (index_t row = rows.begin; row < rows.end; ++row) {
+    index_range seen = s.queries.contains(row) ? intersect(s.keys_of(row), columns) : index_range{};
+    if (seen.empty()) seen = {};
+    if (all && *all != seen) return std::nullopt;
+    all = seen;
+  }
+  return all;
 }
 
 }  // namespace
@@ -50,17 +66,16 @@ TEST_CASE("visits show each slice, and name the places where one has changed", "
           REQUIRE((v.met_begin <= column && column < v.met_end) == (now != look::absent));
           REQUIRE(solid == (now == look::solid));
           if (tile == 0) continue;
-          // A tile that the slice fills is as before whatever its height; a part is when it has the
-          // same pairs.
           const index_range before = outer.tokens_of(tile - 1);
+          const auto old_columns = columns_of_all_rows(s, before, columns);
+          const bool same_pattern =
+              old_columns && old_columns == columns_of_all_rows(s, rows, columns);
           const slice old = cut(s, before, columns);
           const slice present = cut(s, rows, columns);
-          const bool fills_both = visible_pairs(old) == before.size() * columns.size() &&
-                                  visible_pairs(present) == rows.size() * columns.size();
-          const bool same =
-              fills_both || visible_pairs(old) + visible_pairs(present) == 0 ||
-              (before.size() == rows.size() && old.queries.size() == present.queries.size() &&
-               visible_pairs(old) == visible_pairs(present));
+          const bool same_part = before.size() == rows.size() &&
+                                 old.queries.size() == present.queries.size() &&
+                                 visible_pairs(old) == visible_pairs(present);
+          const bool same = same_pattern || same_part;
           const bool named = std::any_of(changes.begin(), changes.end(), [&](const auto& c) {
             return c.id == id && c.begin <= column && column < c.end;
           });

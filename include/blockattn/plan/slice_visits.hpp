@@ -170,8 +170,11 @@ class slice_visits {
     const std::int32_t end = std::max(old.met_end, now.met_end);
     const bool all_rows = old.rows == before_.size() && now.rows == range_.size();
     if (!all_rows || !old.has_solid() || !now.has_solid()) return note(begin, end);
-    note(begin, std::max(old.solid_begin, now.solid_begin));
-    note(std::min(old.solid_end, now.solid_end), end);
+    const slice& s = slice_of(id);
+    const bool left_stays = range_.end - 1 + s.lower <= s.keys.begin;
+    const bool right_stays = s.keys.end <= before_.begin + s.upper + 1;
+    if (!left_stays) note(begin, std::max(old.solid_begin, now.solid_begin));
+    if (!right_stays) note(std::min(old.solid_end, now.solid_end), end);
   }
 
   const std::vector<slice>& slices_;
