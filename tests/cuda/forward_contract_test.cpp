@@ -208,6 +208,17 @@ TEST_CASE("cuda 4. plans that do not fit a device are refused") {
   CHECK(sentence_of([&] { device_plan_size(plans[0], 8); }) == "no error");
 }
 
+TEST_CASE("cuda 4. plans with more partial tiles than a device plan counts are refused") {
+  // One span on the host; on a device each of the 2^30 - 1 tiles has three slices of its own.
+  const index_t keys = (index_t{1} << 30) - 1;
+  const auto mask = attention_mask::from_disjoint_slices(
+      8, keys, {{{0, 1}, {0, keys}}, {{2, 3}, {0, keys}}, {{4, 5}, {0, keys}}});
+  const tile_plan plan = make_tile_plan(mask, {64, 1});
+  CHECK(sentence_of([&] { device_plan_size(plan, 1); }) ==
+        "cuda: the plan has 1073741823 spans and 3221225469 slices in its partial tiles, a device "
+        "plan holds at most 2147483646 of each; use larger tiles or split the mask");
+}
+
 TEST_CASE("cuda 4. memory that a plan cannot go through is refused") {
   const tile_plan plan = make_tile_plan(causal_mask(200), {64, 64}, {.transposed = true});
   const index_t size = device_plan_size(plan, 2);

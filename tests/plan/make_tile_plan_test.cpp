@@ -1,4 +1,8 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
+#include <blockattn/layout/sink_tokens.hpp>
+#include <blockattn/mask/block_attention_mask.hpp>
+#include <blockattn/mask/block_dropout_mask.hpp>
+#include <blockattn/mask/gather_mask.hpp>
 #include <blockattn/plan/make_tile_plan.hpp>
 
 #include "plan/plan_masks.hpp"
@@ -111,6 +115,82 @@ TEST_CASE("tile plans obey the law for larger random masks and shapes", "[plan]"
   }
 }
 
+TEST_CASE("tile plans obey the law for blocks with sinks that others see", "[plan]") {
+  const std::uint64_t seed = test_seed(4711);
+  CAPTURE(seed);
+  random_source random(seed);
+  for (int round = 0; round < 80; ++round) {
+    std::vector<index_t> lengths(static_cast<std::size_t>(random.integer(1, 12)));
+    for (index_t& length : lengths) length = random.integer(0, 12);
+    const index_t sinks = random.integer(1, 5);
+    const auto placement =
+        random.chance(0.5) ? sink_placement::block_start : sink_placement::block_end;
+    const block_layout layout = with_sink_tokens(
+        block_layout::from_lengths(lengths), {.tokens_per_block = sinks, .placement = placement});
+    // Tiles that hold one sink or many, and axes of N - 1, N and N + 1 tokens for tiles of N.
+    const index_t side = std::max<index_t>(1, layout.tokens() + random.integer(-1, 1));
+    for (const tile_shape& shape :
+         {tile_shape{1, 1}, tile_shape{4, 16}, tile_shape{16, 4}, tile_shape{side, 3},
+          tile_shape{3, side}, tile_shape{random.integer(1, 20), random.integer(1, 20)}}) {
+      for (const auto visible :
+           {sink_visibility::own, sink_visibility::own_and_final, sink_visibility::all}) {
+        CAPTURE(round, sinks, shape.queries, shape.keys, visible);
+        const attention_mask mask = block_attention_mask(layout, {.sink_visibility = visible});
+        REQUIRE(broken_law(mask, make_tile_plan(mask, shape, {.transposed = true})) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("tile plans obey the law for block dropout draws", "[plan]") {
+  const std::uint64_t seed = test_seed(99);
+  CAPTURE(seed);
+  random_source random(seed);
+  for (int round = 0; round < 60; ++round) {
+    std::vector<index_t> lengths(static_cast<std::size_t>(random.integer(1, 14)));
+    for (index_t& length : lengths) length = random.integer(0, 11);
+    block_layout layout = block_layout::from_lengths(lengths);
+    if (random.chance(0.5)) layout = with_sink_tokens(layout, {.tokens_per_block = 2});
+    for (const auto rule : {block_dropout_rule::hide_pairs, block_dropout_rule::global_blocks,
+                            block_dropout_rule::random_final}) {
+      const attention_mask mask = block_dropout_mask(
+          layout, {.rule = rule,
+                   .keep_probability = random.chance(0.2) ? 1 : random.real(0, 1),
+                   .seed = static_cast<std::uint64_t>(round),
+                   .sink_visibility =
+                       random.chance(0.5) ? sink_visibility::all : sink_visibility::own_and_final});
+      const tile_shape shape = {random.integer(1, 24), random.integer(1, 24)};
+      CAPTURE(round, rule, shape.queries, shape.keys);
+      REQUIRE(broken_law(mask, make_tile_plan(mask, shape, {.transposed = true})) == "");
+    }
+  }
+}
+
+TEST_CASE("tile plans obey the law for gathered rows and columns", "[plan]") {
+  const std::uint64_t seed = test_seed(512);
+  CAPTURE(seed);
+  random_source random(seed);
+  for (int round = 0; round < 80; ++round) {
+    const index_t tokens = random.integer(1, 90);
+    const auto picked = [&](double share) {
+      std::vector<index_t> index;
+      for (index_t token = 0; token < tokens; ++token) {
+        if (random.chance(share)) index.push_back(token);
+      }
+      return index;
+    };
+    const attention_mask whole =
+        random.chance(0.5) ? causal(tokens) : window(tokens, random.integer(1, tokens));
+    const auto rows = picked(random.real(0.1, 1));
+    const attention_mask mask = random.chance(0.5)
+                                    ? gather_queries(whole, rows)
+                                    : gather_mask(whole, rows, picked(random.real(0.1, 1)));
+    const tile_shape shape = {random.integer(1, 24), random.integer(1, 24)};
+    CAPTURE(round, tokens, shape.queries, shape.keys);
+    REQUIRE(broken_law(mask, make_tile_plan(mask, shape, {.transposed = true})) == "");
+  }
+}
+
 TEST_CASE("slices that together fill a tile make it full", "[plan]") {
   // The rows 0..3 of a tile are split between two slices, the keys 4..7 between two bands.
   const auto mask = attention_mask::from_disjoint_slices(4, 12,
@@ -185,11 +265,12 @@ TEST_CASE("make_tile_plan refuses what a plan cannot hold", "[plan]") {
         "make_tile_plan: mask.query_tokens() x mask.key_tokens() is 4294967296 x 4294967296, its "
         "pairs cannot be counted in 64 bits");
 
-  // One half-seen row of 2^31 - 1 tiles would need 2 ids each: refused before anything is stored.
+  // A half-seen row of 2^31 - 1 tiles is one span with two ids.
   const index_t keys = 2147483647;
-  const auto many_ids =
+  const auto one_span =
       attention_mask::from_disjoint_slices(3, keys, {{{0, 1}, {0, keys}}, {{1, 2}, {0, keys}}});
-  CHECK(message_of(many_ids, {3, 1}) ==
-        "make_tile_plan: the number of slice ids of the partial tiles is 4294967294, a plan holds "
-        "at most 2147483647; use larger tiles or split the mask");
+  const tile_plan plan = make_tile_plan(one_span, {3, 1});
+  CHECK(plan.statistics().partial_tiles == keys);
+  CHECK(plan.by_query().spans.size() == 1);
+  CHECK(plan.by_query().slice_ids == std::vector<std::int32_t>{0, 1});
 }

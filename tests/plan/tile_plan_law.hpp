@@ -71,39 +71,42 @@ inline std::string read_lists(const tile_lists& lists,
                               std::vector<std::vector<tile_verdict>>& table) {
   const auto outer_size = static_cast<std::size_t>(outer_tiles);
   table.assign(outer_size, std::vector<tile_verdict>(static_cast<std::size_t>(inner_tiles)));
-  if (lists.outer_tiles != outer_tiles || lists.span_begin.size() != outer_size + 1 ||
-      lists.tile_count.size() != outer_size || lists.order.size() != outer_size) {
+  if (lists.outer_tiles != outer_tiles || lists.first_span.size() != outer_size ||
+      lists.first_link.size() != lists.spans.size() + 1 || lists.tile_count.size() != outer_size ||
+      lists.order.size() != outer_size) {
     return "a list has a wrong length";
   }
-  if (lists.span_begin.front() != 0 ||
-      lists.span_begin.back() != static_cast<std::int64_t>(lists.spans.size())) {
-    return "span_begin does not cover the spans";
+  if (lists.first_link.front() != 0 ||
+      lists.first_link.back() != static_cast<std::int32_t>(lists.links.size()) ||
+      !std::is_sorted(lists.first_link.begin(), lists.first_link.end())) {
+    return "first_link does not cover the links";
   }
-  std::size_t ids = 0;
+  std::vector<bool> used(lists.slice_ids.size(), false);
   for (index_t outer = 0; outer < outer_tiles; ++outer) {
-    index_t previous_end = 0;
+    tile_span previous;
     index_t tiles = 0;
-    bool previous_full = false;
     for (const tile_span& span : lists.spans_of(outer)) {
-      if (span.inner_begin < previous_end) return "spans overlap or are out of order";
+      if (span.inner_begin < previous.inner_end) return "spans overlap or are out of order";
       if (span.inner_end <= span.inner_begin || span.inner_end > inner_tiles) return "bad span";
-      if (!span.is_full() && span.inner_end != span.inner_begin + 1) return "partial span too long";
-      if (span.is_full() && previous_full && span.inner_begin == previous_end) {
-        return "a full span is not maximal";
-      }
       const auto slices = lists.slices_of(span);
+      const auto slices_before = lists.slices_of(previous);
+      if (previous.tiles() > 0 && span.inner_begin == previous.inner_end &&
+          std::equal(slices.begin(), slices.end(), slices_before.begin(), slices_before.end())) {
+        return "a span is not maximal";
+      }
       for (index_t inner = span.inner_begin; inner < span.inner_end; ++inner) {
         table[static_cast<std::size_t>(outer)][static_cast<std::size_t>(inner)] = {
             true, span.is_full(), {slices.begin(), slices.end()}};
       }
-      tiles += span.inner_end - span.inner_begin;
-      ids += slices.size();
-      previous_end = span.inner_end;
-      previous_full = span.is_full();
+      std::fill(used.begin() + span.slices_begin, used.begin() + span.slices_end, true);
+      tiles += span.tiles();
+      previous = span;
     }
     if (lists.tile_count[static_cast<std::size_t>(outer)] != tiles) return "tile_count is wrong";
   }
-  if (ids != lists.slice_ids.size()) return "slice_ids holds entries that no span uses";
+  if (std::find(used.begin(), used.end(), false) != used.end()) {
+    return "slice_ids holds entries that no span uses";
+  }
 
   std::vector<std::int32_t> order(outer_size);
   std::iota(order.begin(), order.end(), 0);

@@ -23,7 +23,8 @@ struct split_tile {
   std::int32_t parts;
 };
 
-/// A tile_span, and which inner tokens of a partial tile take part in the plan at all.
+/// A run of full tiles or one partial tile, and which inner tokens of that take part in the plan at
+/// all.
 struct alignas(16) device_span {
   std::int32_t inner_begin, inner_end;
   std::int32_t slices_begin, slices_end;

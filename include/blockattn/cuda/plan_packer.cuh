@@ -4,117 +4,13 @@
 #include <algorithm>
 #include <bit>
 #include <blockattn/core/workspace.hpp>
-#include <blockattn/cuda/plan_lists.cuh>
+#include <blockattn/cuda/oriented_lists.cuh>
 #include <blockattn/plan/plan_set.hpp>
 #include <limits>
 #include <span>
 #include <vector>
 
 namespace blockattn::inline BLOCKATTN_ABI::cuda::detail {
-
-/// Sets a bit for each token of `range`, from bit 0 on, that lies in one of the sorted disjoint
-/// runs; there are words for all of them.
-inline void set_bits(const std::vector<index_range>& runs,
-                     const index_range& range,
-                     std::uint64_t* words) {
-  auto run = std::partition_point(runs.begin(), runs.end(),
-                                  [&range](const index_range& r) { return r.end <= range.begin; });
-  for (; run != runs.end() && run->begin < range.end; ++run) {
-    const index_range part = intersect(*run, range);
-    for (index_t token = part.begin - range.begin; token < part.end - range.begin;) {
-      const index_t end = std::min(part.end - range.begin, (token / 64 + 1) * 64);
-      words[token / 64] |= ~std::uint64_t{0} >> (64 - (end - token)) << (token % 64);
-      token = end;
-    }
-  }
-}
-
-/// One direction of a plan, to be written for a device.
-class oriented_lists {
- public:
-  oriented_lists(const tile_plan& plan, list_kind kind)
-      : plan_(plan),
-        by_key_(kind == key_lists),
-        lists_(by_key_ ? plan.by_key() : plan.by_query()) {}
-
-  const tile_lists& lists() const noexcept { return lists_; }
-
-  /// `taking_part`: sorted disjoint runs of the inner tokens that see, or are seen by, another.
-  void write_spans(const std::vector<index_range>& taking_part, device_span* out) const {
-    for (const tile_span& span : lists_.spans) {
-      *out = {span.inner_begin, span.inner_end, span.slices_begin, span.slices_end, {0, 0}};
-      if (!span.is_full()) set_bits(taking_part, inner(span.inner_begin), out->seen);
-      ++out;
-    }
-    *out = {};
-  }
-
-  void write_slices(tile_slice* out) const {
-    for (index_t tile = 0; tile < lists_.outer_tiles; ++tile) {
-      const index_range rows = outer(tile);
-      for (const tile_span& span : lists_.spans_of(tile)) {
-        if (span.is_full()) continue;
-        const index_range columns = inner(span.inner_begin);
-        const index_t drift = columns.begin - rows.begin;
-        const auto limit = [drift](index_t diagonal) {  // tiles are far smaller than 2^14
-          return static_cast<std::int16_t>(std::clamp<index_t>(diagonal - drift, -16384, 16384));
-        };
-        for (index_t id = span.slices_begin; id < span.slices_end; ++id) {
-          const auto number = lists_.slice_ids[static_cast<std::size_t>(id)];
-          const slice& whole = plan_.slices()[static_cast<std::size_t>(number)];
-          const slice s = cut(by_key_ ? whole.transposed() : whole, rows, columns);
-          out[id] = {.row_begin = static_cast<std::int16_t>(s.queries.begin - rows.begin),
-                     .row_end = static_cast<std::int16_t>(s.queries.end - rows.begin),
-                     .column_begin = static_cast<std::int16_t>(s.keys.begin - columns.begin),
-                     .column_end = static_cast<std::int16_t>(s.keys.end - columns.begin),
-                     .lower = limit(s.lower),
-                     .upper = limit(s.upper)};
-        }
-      }
-    }
-  }
-
-  /// Cuts every outer tile into items of at most `longest` tiles, in order.
-  void write_items(index_t longest, work_item* item, split_tile* split) const {
-    std::int32_t part = 0;
-    for (index_t tile = 0; tile < lists_.outer_tiles; ++tile) {
-      const index_t tiles = lists_.tile_count[static_cast<std::size_t>(tile)];
-      const index_t parts = std::max<index_t>(1, ceil_divide(tiles, longest));
-      const auto outer_tile = static_cast<std::int32_t>(tile);
-      if (parts > 1) *split++ = {outer_tile, part, static_cast<std::int32_t>(parts)};
-      auto span = static_cast<std::int32_t>(lists_.span_begin[static_cast<std::size_t>(tile)]);
-      index_t before_span = 0;  // tiles
-      const auto tiles_in = [this](std::int32_t s) {
-        const tile_span& run = lists_.spans[static_cast<std::size_t>(s)];
-        return run.inner_end - run.inner_begin;
-      };
-      for (index_t p = 0; p < parts; ++p) {
-        const index_t begin = p * tiles / parts;
-        const index_t end = (p + 1) * tiles / parts;
-        std::int32_t first_tile = 0;
-        if (end > begin) {
-          for (; before_span + tiles_in(span) <= begin; ++span) before_span += tiles_in(span);
-          first_tile = lists_.spans[static_cast<std::size_t>(span)].inner_begin +
-                       static_cast<std::int32_t>(begin - before_span);
-        }
-        *item++ = {outer_tile, static_cast<std::int32_t>(end - begin), span, first_tile,
-                   parts > 1 ? part++ : -1};
-      }
-    }
-  }
-
- private:
-  index_range outer(index_t tile) const {
-    return by_key_ ? plan_.key_tile(tile) : plan_.query_tile(tile);
-  }
-  index_range inner(index_t tile) const {
-    return by_key_ ? plan_.query_tile(tile) : plan_.key_tile(tile);
-  }
-
-  const tile_plan& plan_;
-  bool by_key_;
-  const tile_lists& lists_;
-};
 
 /// Lays out a plan set as it lies in device memory: list_kinds plan_lists of each plan, the plan of
 /// each head, then the lists. Lists by whole rows and columns are there when every plan has its
@@ -198,7 +94,9 @@ class plan_packer {
   places place(const tile_plan& plan,
                list_kind kind,
                blockattn::detail::workspace_layout& layout) const {
-    const tile_lists& lists = oriented_lists(plan, kind).lists();
+    const oriented_lists oriented(plan, kind);
+    const tile_lists& lists = oriented.lists();
+    const oriented_lists::counts listed = oriented.count();
     places at{};
     for (const std::int64_t tiles : lists.tile_count) {
       const index_t parts = std::max<index_t>(1, ceil_divide(tiles, longest_item(kind)));
@@ -206,8 +104,8 @@ class plan_packer {
       at.n.splits += parts > 1 ? 1 : 0;
       at.n.parts += parts > 1 ? parts : 0;
     }
-    at.spans = layout.take<device_span>(std::ssize(lists.spans) + 1);
-    at.slices = layout.take<tile_slice>(std::ssize(lists.slice_ids));
+    at.spans = layout.take<device_span>(listed.spans + 1);
+    at.slices = layout.take<tile_slice>(listed.slices);
     at.items = layout.take<work_item>(at.n.items);
     at.splits = layout.take<split_tile>(at.n.splits);
     at.order = layout.take<std::int32_t>(lists.outer_tiles);
@@ -223,11 +121,10 @@ class plan_packer {
     using blockattn::detail::piece;
     const places at = place(plan, kind, layout);
     const oriented_lists oriented(plan, kind);
-    oriented.write_spans(kind == key_lists ? seeing_queries(plan) : plan.seen_keys(),
-                         piece<device_span>(host, at.spans));
-    oriented.write_slices(piece<tile_slice>(host, at.slices));
     auto* const items = piece<work_item>(host, at.items);
-    oriented.write_items(longest_item(kind), items, piece<split_tile>(host, at.splits));
+    oriented.write(kind == key_lists ? seeing_queries(plan) : plan.seen_keys(), longest_item(kind),
+                   piece<device_span>(host, at.spans), piece<tile_slice>(host, at.slices), items,
+                   piece<split_tile>(host, at.splits));
     if (kind == forward_lists) {
       std::sort(items, items + at.n.items, [](const work_item& a, const work_item& b) {
         if (a.tiles != b.tiles) return a.tiles > b.tiles;

@@ -33,10 +33,14 @@ class attention_mask {
     mask.key_tokens_ = key_tokens;
     for (slice& s : slices) s = trimmed(s);
     std::erase_if(slices, [](const slice& s) { return s.queries.empty(); });
-    std::sort(slices.begin(), slices.end(), [](const slice& a, const slice& b) {
+    const auto in_order = [](const slice& a, const slice& b) {
       return std::tuple(a.queries.begin, a.keys.begin, a.lower) <
              std::tuple(b.queries.begin, b.keys.begin, b.lower);
-    });
+    };
+    // Builders mostly go from row to row.
+    if (!std::is_sorted(slices.begin(), slices.end(), in_order)) {
+      std::sort(slices.begin(), slices.end(), in_order);
+    }
     mask.slices_ = std::move(slices);
     return mask;
   }

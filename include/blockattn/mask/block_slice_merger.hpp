@@ -16,7 +16,6 @@ class block_slice_merger {
   /// none of the same keys.
   void begin_row(const index_range& queries) {
     queries_ = queries;
-    above_.swap(row_);
     row_.clear();
   }
 
@@ -33,30 +32,36 @@ class block_slice_merger {
 
   /// Joins the row with the one above it.
   void end_row() {
-    auto upper_row = above_.begin();
-    for (slice& s : row_) {
-      while (upper_row != above_.end() && upper_row->keys.begin < s.keys.begin) {
-        finished_.push_back(*upper_row++);
+    numbers_.clear();
+    auto above = above_.begin();
+    for (const slice& s : row_) {
+      while (above != above_.end() && slices_[*above].keys.begin < s.keys.begin) ++above;
+      const bool joins = above != above_.end() && joins_below(slices_[*above], s);
+      numbers_.push_back(joins ? *above : slices_.size());
+      if (joins) {
+        slices_[*above].queries.end = s.queries.end;
+        slices_[*above++].keys.end = s.keys.end;
+      } else {
+        slices_.push_back(s);
       }
-      const bool joins = upper_row != above_.end() && upper_row->keys.begin == s.keys.begin &&
-                         upper_row->upper == s.upper &&
-                         (s.upper == 0 || upper_row->keys.end == s.keys.end);
-      if (joins) s.queries.begin = (upper_row++)->queries.begin;
     }
-    finished_.insert(finished_.end(), upper_row, above_.end());
+    above_.swap(numbers_);
   }
 
-  std::vector<slice> take() {
-    finished_.insert(finished_.end(), row_.begin(), row_.end());
-    row_.clear();
-    return std::move(finished_);
-  }
+  /// The slices of all rows, by (queries.begin, keys.begin).
+  std::vector<slice> take() { return std::move(slices_); }
 
  private:
+  static bool joins_below(const slice& above, const slice& s) noexcept {
+    return above.keys.begin == s.keys.begin && above.upper == s.upper &&
+           (s.upper == 0 || above.keys.end == s.keys.end);
+  }
+
   index_range queries_;
-  std::vector<slice> above_;
   std::vector<slice> row_;
-  std::vector<slice> finished_;
+  std::vector<slice> slices_;
+  std::vector<std::size_t> above_;    ///< numbers in slices_ of those that the row above ends with
+  std::vector<std::size_t> numbers_;  ///< the same of the row that ends
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail

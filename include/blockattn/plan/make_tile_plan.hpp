@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <blockattn/core/error.hpp>
+#include <blockattn/plan/seen_keys.hpp>
 #include <blockattn/plan/tile_plan.hpp>
 #include <blockattn/plan/tile_sweep.hpp>
 #include <limits>
@@ -16,25 +17,6 @@ struct plan_options {
 };
 
 namespace detail {
-
-/// Disjoint, sorted, maximal runs of the keys that at least one query sees. O(n log n) for n
-/// slices.
-inline std::vector<index_range> seen_key_runs(const std::vector<slice>& slices) {
-  std::vector<index_range> seen;
-  seen.reserve(slices.size());
-  for (const slice& s : slices) seen.push_back(tightened(s).keys);
-  std::sort(seen.begin(), seen.end(),
-            [](const index_range& a, const index_range& b) { return a.begin < b.begin; });
-  std::vector<index_range> runs;
-  for (const index_range& keys : seen) {
-    if (runs.empty() || runs.back().end < keys.begin) {
-      runs.push_back(keys);
-    } else {
-      runs.back().end = std::max(runs.back().end, keys.end);
-    }
-  }
-  return runs;
-}
 
 class tile_plan_builder {
  public:
@@ -76,11 +58,15 @@ class tile_plan_builder {
 /// which are the slices of the mask.
 ///
 /// Throws `error` when a tile side is not in [1, 2^31), when an axis has 2^31 tiles or more, when
-/// the mask has 2^31 slices or more, when its area passes 2^63, or when the partial tiles need more
-/// than 2^31 - 1 slice ids.
+/// the mask has 2^31 slices or more, when its area passes 2^63, or when the lists would need more
+/// than 2^31 - 1 spans or slice ids.
 ///
-/// O(n log n) for n slices, plus for each outer tile the slices that meet it, plus the size of the
-/// lists; never the area. A plan serves all layers, and all heads that share the mask.
+/// Lists hold what changes from one row of tiles to the next, and that is what planning takes time
+/// for: O(c log c + tiles of the longer axis) time and memory, where c counts for each slice the
+/// rows of tiles in which it begins or ends or a diagonal cuts it, times the slices that share tiles
+/// with it there. For block masks with any visibility of sinks that is the number of blocks and
+/// rows, for gathered rows the number of gathered rows, for block dropout the number of slices;
+/// never the number of tiles. A plan serves all layers, and all heads that share the mask.
 inline tile_plan make_tile_plan(const attention_mask& mask,
                                 const tile_shape& shape,
                                 const plan_options& options = {}) {

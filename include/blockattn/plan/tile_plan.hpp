@@ -2,8 +2,7 @@
 #pragma once
 
 #include <blockattn/mask/attention_mask.hpp>
-#include <cstdint>
-#include <span>
+#include <blockattn/plan/tile_lists.hpp>
 #include <utility>
 #include <vector>
 
@@ -18,40 +17,6 @@ struct tile_shape {
   index_t queries = 0;
   index_t keys = 0;
   friend constexpr bool operator==(const tile_shape&, const tile_shape&) = default;
-};
-
-/// A run of non-empty tiles of one outer tile: full tiles [inner_begin, inner_end), or one partial
-/// tile with the slices that meet it. Empty tiles have no span. 32-bit on purpose: plans of long
-/// inputs stay in cache.
-struct tile_span {
-  std::int32_t inner_begin = 0;   ///< first inner tile
-  std::int32_t inner_end = 0;     ///< one past the last inner tile
-  std::int32_t slices_begin = 0;  ///< into tile_lists::slice_ids; equal to slices_end when full
-  std::int32_t slices_end = 0;
-
-  constexpr bool is_full() const noexcept { return slices_begin == slices_end; }
-};
-
-/// The non-empty tiles along one direction: for each outer tile, spans of inner tiles in increasing
-/// order. By query row the outer axis is queries and the inner one keys; the transposed lists
-/// exchange them.
-struct tile_lists {
-  index_t outer_tiles = 0;
-  std::vector<std::int64_t> span_begin;  ///< (outer_tiles + 1) offsets into spans
-  std::vector<tile_span> spans;
-  std::vector<std::int32_t> slice_ids;   ///< into tile_plan::slices()
-  std::vector<std::int64_t> tile_count;  ///< (outer_tiles) non-empty tiles of each outer tile
-  std::vector<std::int32_t> order;       ///< (outer_tiles) most tiles first, then lower index first
-
-  std::span<const tile_span> spans_of(index_t outer) const noexcept {
-    const auto begin = static_cast<std::size_t>(span_begin[static_cast<std::size_t>(outer)]);
-    const auto end = static_cast<std::size_t>(span_begin[static_cast<std::size_t>(outer) + 1]);
-    return {spans.data() + begin, end - begin};
-  }
-  std::span<const std::int32_t> slices_of(const tile_span& span) const noexcept {
-    return {slice_ids.data() + span.slices_begin,
-            static_cast<std::size_t>(span.slices_end - span.slices_begin)};
-  }
 };
 
 /// Counts over a whole plan.
@@ -82,6 +47,13 @@ class tile_plan {
   /// Sorted disjoint runs of the keys that at least one query sees; the memory of all other keys is
   /// never used.
   const std::vector<index_range>& seen_keys() const noexcept { return seen_keys_; }
+
+  /// Bytes of memory that the plan holds, for engines that keep plans.
+  index_t memory_size() const noexcept {
+    return static_cast<index_t>(sizeof(*this) + slices_.capacity() * sizeof(slice) +
+                                seen_keys_.capacity() * sizeof(index_range)) +
+           by_query_.memory_size() + by_key_.memory_size();
+  }
 
   index_range query_tile(index_t tile) const noexcept {
     return {tile * shape_.queries, std::min(query_tokens_, (tile + 1) * shape_.queries)};

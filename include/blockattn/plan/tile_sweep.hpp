@@ -1,232 +1,210 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-#include <blockattn/core/error.hpp>
+#include <blockattn/mask/slice.hpp>
+#include <blockattn/plan/slice_visits.hpp>
+#include <blockattn/plan/tile_lists_builder.hpp>
 #include <blockattn/plan/tile_plan.hpp>
-#include <cstdint>
-#include <iterator>
-#include <limits>
-#include <numeric>
-#include <utility>
-#include <vector>
+#include <functional>
 
 namespace blockattn::inline BLOCKATTN_ABI::detail {
 
-/// A token axis cut into tiles; the last tile may be shorter.
-struct tiled_axis {
-  index_t tokens = 0;
-  index_t tile_tokens = 1;
-
-  constexpr index_t tiles() const noexcept { return ceil_divide(tokens, tile_tokens); }
-  constexpr index_range tokens_of(index_t tile) const noexcept {
-    return {tile * tile_tokens, std::min(tokens, (tile + 1) * tile_tokens)};
-  }
-  /// The tiles that meet a non-empty range.
-  constexpr index_range tiles_meeting(const index_range& range) const noexcept {
-    return {range.begin / tile_tokens, ceil_divide(range.end, tile_tokens)};
-  }
-  /// The tiles that lie inside a range (possibly none: empty).
-  constexpr index_range tiles_inside(const index_range& range) const noexcept {
-    return {ceil_divide(range.begin, tile_tokens),
-            range.end == tokens ? tiles() : range.end / tile_tokens};
-  }
-};
-
-/// A slice without the rows and columns that see nothing: every row and every column of the result
-/// has a visible pair. Precondition: visible_pairs(s) > 0.
-constexpr slice tightened(const slice& s) noexcept {
-  const index_range queries = intersect(s.queries, {s.keys.begin - s.upper, s.keys.end - s.lower});
-  const index_range keys = intersect(s.keys, {queries.begin + s.lower, queries.end + s.upper});
-  return {queries, keys, s.lower, s.upper};
-}
-
-/// Plans store 32-bit numbers. Throws `error` when a count does not fit.
-inline void require_32_bits(index_t count, const char* what) {
-  require(count <= std::numeric_limits<std::int32_t>::max(), "make_tile_plan: ", what, " is ",
-          count, ", a plan holds at most 2147483647; use larger tiles or split the mask");
-}
-
-/// Lists the tiles of one direction. For each outer tile it walks along the inner axis over the
-/// slices that meet it, from one change to the next: a run of tiles that every slice there fills or
-/// leaves alike is one step however long it is. Only tiles that a band's edge crosses are counted
-/// pair by formula, one by one.
+/// Lists the tiles of one direction, from one outer tile to the next: only those parts of the inner
+/// axis are looked at where a slice begins or ends, or a band's edge moves. Within a part it walks
+/// over the slices that meet it, from one change to the next: a run of tiles that every slice there
+/// fills or leaves alike is one step however long it is. Only tiles that a slice's edge crosses are
+/// counted pair by formula, one by one.
 ///
-/// O(n log n) for n slices, plus for each outer tile O(a log a) for the a slices that meet it (O(a)
-/// while their order along the inner axis lasts), plus the size of the lists.
+/// O(outer tiles + n) for n slices, plus for each part O(a log a) for the a slices that meet it,
+/// plus the size of the lists. A slice makes a part of its own in at most four outer tiles, and in
+/// each where a diagonal cuts it.
 class tile_sweep {
  public:
-  /// `slices` are disjoint, inside the axes and not empty, with the outer axis as their queries;
-  /// their places in the list become the ids.
+  /// `slices` are disjoint, trimmed and inside the axes, with the outer axis as their queries;
+  /// their places in the list are the ids. They must outlive the sweep.
   tile_sweep(const std::vector<slice>& slices, const tiled_axis& outer, const tiled_axis& inner)
-      : outer_(outer), inner_(inner) {
-    arrivals_.reserve(slices.size());
-    for (const slice& s : slices) {
-      arrivals_.push_back({tightened(s), static_cast<std::int32_t>(arrivals_.size())});
-    }
-    std::stable_sort(arrivals_.begin(), arrivals_.end(), [](const arrival& a, const arrival& b) {
-      return a.extent.queries.begin < b.extent.queries.begin;
-    });
-  }
+      : slices_(slices),
+        outer_(outer),
+        inner_(inner),
+        visits_(slices, outer, inner),
+        builder_(inner, outer.tiles()) {}
 
   /// Call once. Adds the tiles to `statistics` (full, partial, area).
   tile_lists run(tile_statistics& statistics) {
     const index_t outer_tiles = outer_.tiles();
-    lists_.outer_tiles = outer_tiles;
-    lists_.span_begin.reserve(static_cast<std::size_t>(outer_tiles) + 1);
-    lists_.tile_count.reserve(static_cast<std::size_t>(outer_tiles));
-    lists_.span_begin.push_back(0);
     for (index_t tile = 0; tile < outer_tiles; ++tile) {
-      const tile_statistics before = statistics;
       outer_range_ = outer_.tokens_of(tile);
-      collect_visitors();
-      walk(statistics);
-      lists_.span_begin.push_back(static_cast<std::int64_t>(lists_.spans.size()));
-      lists_.tile_count.push_back(statistics.full_tiles - before.full_tiles +
-                                  statistics.partial_tiles - before.partial_tiles);
+      const std::span<const visit_change> changes = visits_.advance(tile);
+      for (next_change_ = changes.begin(); next_change_ != changes.end();) {
+        collect_region(changes.end());
+        walk();
+      }
+      builder_.end_outer();
+      const tile_lists_builder::totals& sums = builder_.of_outer();
+      statistics.full_tiles += sums.full_tiles;
+      statistics.partial_tiles += sums.partial_tiles;
+      statistics.tile_area += outer_range_.size() * sums.inner_tokens;
     }
-    lists_.order.resize(static_cast<std::size_t>(outer_tiles));
-    std::iota(lists_.order.begin(), lists_.order.end(), 0);
-    std::stable_sort(lists_.order.begin(), lists_.order.end(), [this](auto a, auto b) {
-      return lists_.tile_count[static_cast<std::size_t>(a)] >
-             lists_.tile_count[static_cast<std::size_t>(b)];
-    });
-    return std::move(lists_);
+    return builder_.take();
   }
 
  private:
-  struct arrival {
-    slice extent;  ///< tightened
-    std::int32_t id;
+  /// A run of inner tiles that the same slices meet, each filling all of them as far as its rows go
+  /// or all of them partly.
+  struct cell {
+    std::int32_t begin;
+    std::int32_t end;
+    std::int64_t ids_begin;  ///< into cell_ids_
+    std::int32_t ids;
   };
 
-  /// A slice within the current outer tile. It meets the inner tiles `met`; in the tiles `solid`, a
-  /// part of `met`, each of its `rows` outer tokens sees every inner token.
-  struct visitor {
-    const arrival* source;
-    index_t rows;
-    index_range met;
-    index_range solid;
-  };
+  using changes_iterator = std::span<const visit_change>::iterator;
 
-  visitor visit(const arrival& a) const noexcept {
-    const slice& s = a.extent;
-    const index_range rows = intersect(s.queries, outer_range_);
-    const index_range some_row_sees = {std::max(s.keys.begin, rows.begin + s.lower),
-                                       std::min(s.keys.end, rows.end + s.upper)};
-    const index_range every_row_sees = {std::max(s.keys.begin, rows.end - 1 + s.lower),
-                                        std::min(s.keys.end, rows.begin + s.upper + 1)};
-    return {&a, rows.size(), inner_.tiles_meeting(some_row_sees),
-            inner_.tiles_inside(every_row_sees)};
-  }
-
-  /// The slices that meet the current outer tile, ordered by the first inner tile that they meet.
-  void collect_visitors() {
-    std::erase_if(visitors_, [this](const visitor& v) {
-      return v.source->extent.queries.end <= outer_range_.begin;
+  /// Takes the next changes that touch one another, and the cells in their place, out of the lists:
+  /// `region_` and `candidates_`, the slices that may meet it.
+  void collect_region(changes_iterator end) {
+    region_ = {next_change_->begin, next_change_->end};
+    candidates_.clear();
+    while (!left_.empty() && left_.back().end > region_.begin) move_to(right_, left_);
+    while (!right_.empty() && right_.back().end <= region_.begin) move_to(left_, right_);
+    for (bool grows = true; grows;) {
+      grows = false;
+      for (; next_change_ != end && next_change_->begin <= region_.end; ++next_change_) {
+        region_.end = std::max<index_t>(region_.end, next_change_->end);
+        add_candidate(next_change_->id);
+      }
+      while (!right_.empty() && right_.back().begin < region_.end) {
+        const cell& c = right_.back();
+        region_.begin = std::min<index_t>(region_.begin, c.begin);
+        grows = grows || c.end > region_.end;
+        region_.end = std::max<index_t>(region_.end, c.end);
+        for (std::int32_t i = 0; i < c.ids; ++i) {
+          add_candidate(cell_ids_[static_cast<std::size_t>(c.ids_begin + i)]);
+        }
+        live_ids_ -= c.ids;
+        right_.pop_back();
+      }
+    }
+    std::erase_if(candidates_, [this](const candidate& c) {
+      slice_visit& v = visits_.of(c.id);
+      v.is_listed = false;
+      return v.met_end <= region_.begin || region_.end <= v.met_begin;
     });
-    for (visitor& v : visitors_) v = visit(*v.source);
-    for (; next_arrival_ < arrivals_.size() &&
-           arrivals_[next_arrival_].extent.queries.begin < outer_range_.end;
-         ++next_arrival_) {
-      visitors_.push_back(visit(arrivals_[next_arrival_]));
-    }
-    // The order of the previous outer tile mostly lasts: sort only what follows its first break.
-    const auto by_first_tile = [](const visitor& a, const visitor& b) {
-      return a.met.begin < b.met.begin;
-    };
-    const auto tail = std::is_sorted_until(visitors_.begin(), visitors_.end(), by_first_tile);
-    if (tail == visitors_.end()) return;
-    std::sort(tail, visitors_.end(), by_first_tile);
-    std::inplace_merge(visitors_.begin(), tail, visitors_.end(), by_first_tile);
+    sort_by_runs(candidates_, std::less<>());
   }
 
-  /// Writes the spans of the current outer tile.
-  void walk(tile_statistics& statistics) {
-    const std::size_t first_span = lists_.spans.size();
-    auto next = visitors_.cbegin();
-    index_t tile = 0;
-    while (next != visitors_.cend() || !present_.empty()) {
-      if (present_.empty()) tile = next->met.begin;
-      for (; next != visitors_.cend() && next->met.begin <= tile; ++next) enter(*next);
+  void add_candidate(std::int32_t id) {
+    slice_visit& v = visits_.of(id);
+    if (v.is_listed) return;
+    v.is_listed = true;
+    candidates_.push_back({v.met_begin, id});
+  }
 
-      index_t end = next != visitors_.cend() ? next->met.begin : inner_.tiles();
-      index_t solid_rows = 0;
+  static void move_to(std::vector<cell>& to, std::vector<cell>& from) {
+    to.push_back(from.back());
+    from.pop_back();
+  }
+
+  /// Lists the tiles of the region anew.
+  void walk() {
+    builder_.open(region_);
+    present_.clear();
+    auto next = candidates_.cbegin();
+    index_t tile = region_.begin;
+    while (tile < region_.end && (next != candidates_.cend() || !present_.empty())) {
+      if (present_.empty()) tile = std::max<index_t>(tile, next->met_begin);
+      for (; next != candidates_.cend() && next->met_begin <= tile; ++next) enter(next->id);
+
+      index_t end = next != candidates_.cend() ? next->met_begin : region_.end;
+      end = std::min(end, region_.end);
+      index_t first_leaves = region_.end;  // of the present ones, here
+      index_t rows = 0;
       bool all_solid = true;
-      for (const visitor* v : present_) {
-        const bool solid = v->solid.contains(tile);
+      for (const std::int32_t id : present_) {
+        const slice_visit& v = visits_.of(id);
+        const bool solid = v.solid_begin <= tile && tile < v.solid_end;
         all_solid = all_solid && solid;
-        solid_rows += solid ? v->rows : 0;
-        end = std::min(end, solid ? v->solid.end : tile + 1);
+        rows += v.rows;
+        end = std::min<index_t>(end, solid ? v.solid_end : tile + 1);
+        first_leaves = std::min<index_t>(first_leaves, v.met_end);
       }
-      const index_range run = {tile, end};
-      if (all_solid ? solid_rows == outer_range_.size() : together_fill(tile)) {
-        add_full(run, first_span);
-        statistics.full_tiles += run.size();
-      } else {
-        add_partial(run);
-        statistics.partial_tiles += run.size();
-      }
-      statistics.tile_area +=
-          outer_range_.size() * (inner_.tokens_of(end - 1).end - inner_.tokens_of(tile).begin);
-
+      // A slice that is not solid leaves a part of its rows to others.
+      const bool full = all_solid ? rows == outer_range_.size()
+                                  : rows > outer_range_.size() && together_fill(tile);
+      builder_.add_run({tile, end}, full ? std::span<const std::int32_t>{} : present_);
+      keep_cell({tile, end});
       tile = end;
-      std::erase_if(present_, [tile](const visitor* v) { return v->met.end <= tile; });
+      if (first_leaves > tile) continue;
+      std::erase_if(present_, [&](std::int32_t id) { return visits_.of(id).met_end <= tile; });
     }
+    builder_.close();
   }
 
   /// Keeps `present_` in the order of ids, so that equal masks give equal plans.
-  void enter(const visitor& v) {
-    const auto place = std::find_if(present_.rbegin(), present_.rend(), [&v](const visitor* other) {
-      return other->source->id < v.source->id;
-    });
-    present_.insert(place.base(), &v);
+  void enter(std::int32_t id) {
+    const auto place = std::find_if(present_.rbegin(), present_.rend(),
+                                    [id](std::int32_t other) { return other < id; });
+    present_.insert(place.base(), id);
   }
 
-  /// True when the visible pairs of the present slices add up to the area of an inner tile. One
-  /// slice alone fills only the tiles in its solid run.
+  /// True when the visible pairs of the present slices add up to the area of an inner tile.
   bool together_fill(index_t tile) const noexcept {
-    if (present_.size() < 2) return false;
     const index_range keys = inner_.tokens_of(tile);
     index_t pairs = 0;
-    for (const visitor* v : present_) {
-      pairs += visible_pairs(cut(v->source->extent, outer_range_, keys));
+    for (const std::int32_t id : present_) {
+      const slice& s = slices_[static_cast<std::size_t>(id)];
+      const slice_visit& v = visits_.of(id);
+      pairs += v.is_rectangle ? v.rows * intersect(s.keys, keys).size()
+                              : visible_pairs(cut(s, outer_range_, keys));
     }
     return pairs == outer_range_.size() * keys.size();
   }
 
-  void add_full(const index_range& run, std::size_t first_span) {
-    const auto end = static_cast<std::int32_t>(run.end);
-    if (lists_.spans.size() > first_span) {
-      tile_span& last = lists_.spans.back();
-      if (last.is_full() && last.inner_end == run.begin) {
-        last.inner_end = end;
-        return;
+  void keep_cell(const index_range& run) {
+    const auto ids = static_cast<std::int32_t>(present_.size());
+    left_.push_back({static_cast<std::int32_t>(run.begin), static_cast<std::int32_t>(run.end),
+                     static_cast<std::int64_t>(cell_ids_.size()), ids});
+    for (const std::int32_t id : present_) cell_ids_.push_back(id);
+    live_ids_ += ids;
+    if (static_cast<index_t>(cell_ids_.size()) > 4 * live_ids_ + 4096) drop_dead_ids();
+  }
+
+  /// Rewrites `cell_ids_` without those of cells that are gone.
+  void drop_dead_ids() {
+    kept_ids_.clear();
+    kept_ids_.reserve(static_cast<std::size_t>(live_ids_));
+    for (std::vector<cell>* cells : {&left_, &right_}) {
+      for (cell& c : *cells) {
+        const auto begin = cell_ids_.begin() + c.ids_begin;
+        c.ids_begin = static_cast<std::int64_t>(kept_ids_.size());
+        kept_ids_.insert(kept_ids_.end(), begin, begin + c.ids);
       }
     }
-    lists_.spans.push_back({static_cast<std::int32_t>(run.begin), end});
+    cell_ids_.swap(kept_ids_);
   }
 
-  void add_partial(const index_range& run) {
-    const auto present = static_cast<index_t>(present_.size());
-    index_t ids = static_cast<index_t>(lists_.slice_ids.size());
-    require_32_bits(ids + run.size() * present, "the number of slice ids of the partial tiles");
-    for (index_t tile = run.begin; tile < run.end; ++tile, ids += present) {
-      for (const visitor* v : present_) lists_.slice_ids.push_back(v->source->id);
-      lists_.spans.push_back({static_cast<std::int32_t>(tile), static_cast<std::int32_t>(tile + 1),
-                              static_cast<std::int32_t>(ids),
-                              static_cast<std::int32_t>(ids + present)});
-    }
-  }
+  /// A slice that meets the region, by the first inner tile that it meets.
+  struct candidate {
+    std::int32_t met_begin;
+    std::int32_t id;
+    friend constexpr auto operator<=>(const candidate&, const candidate&) = default;
+  };
 
+  const std::vector<slice>& slices_;
   tiled_axis outer_;
   tiled_axis inner_;
-  std::vector<arrival> arrivals_;  ///< by first outer token
-  std::size_t next_arrival_ = 0;
+  slice_visits visits_;
+  tile_lists_builder builder_;
   index_range outer_range_;
-  std::vector<visitor> visitors_;        ///< of the current outer tile, by first inner tile
-  std::vector<const visitor*> present_;  ///< those that meet the current inner tile, by id
-  tile_lists lists_;
+  changes_iterator next_change_;
+  index_range region_;
+  std::vector<candidate> candidates_;
+  std::vector<std::int32_t> present_;  ///< slices that meet the current inner tile, by id
+  std::vector<cell> left_;             ///< cells left of the region, from left to right
+  std::vector<cell> right_;            ///< cells right of it, from right to left
+  std::vector<std::int32_t> cell_ids_;
+  std::vector<std::int32_t> kept_ids_;
+  index_t live_ids_ = 0;  ///< of cell_ids_
 };
 
 }  // namespace blockattn::inline BLOCKATTN_ABI::detail
