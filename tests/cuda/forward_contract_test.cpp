@@ -143,8 +143,9 @@ TEST_CASE("cuda 4. every bad argument is refused in a sentence") {
     forward_arguments<float> arguments = valid.arguments();
     attention_options options;
     expected.spoil(arguments, options);
-    CHECK(sentence_of([&] { refused_forward(as_bf16(arguments), plan, 4, options); }) ==
-          "cuda::forward: " + expected.sentence);
+    CAPTURE(expected.sentence);
+    CHECK(sentence_of([&] { refused_forward(as_bf16(arguments), plan, 4, options); })
+              .starts_with("cuda::forward: " + expected.sentence));
     CHECK(valid.outputs_untouched());
   }
   valid_call valid;

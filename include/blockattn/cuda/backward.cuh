@@ -225,7 +225,9 @@ inline index_t backward_workspace_size(const device_plan& plan,
 /// own: the same inputs give the same bits, for seven products (eleven beyond head dim 128 and in
 /// fp32 beyond 64, where two warps form the same scores, nineteen in fp32 beyond 128); on an H100
 /// up to 1.3 times the time. Keys that no row sees get gradients 0; neither they nor queries that
-/// see nothing need hold numbers.
+/// see nothing need hold numbers. A row that sees one key has gradients of scores of 0 in exact
+/// arithmetic and on the CPU; here they are the difference of two sums that round differently, at
+/// most 2^-18 of sum |d_o v|, and so d_q and d_k of such rows are small but not 0.
 ///
 /// Only enqueues on `stream`, one of the current device; allocates nothing. The plan has tiles of
 /// backward_tile_shape(head_dim, value_dim, format) and its transposed lists. Throws `error` on
