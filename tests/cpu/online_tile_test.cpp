@@ -45,10 +45,11 @@ class tile_case {
   void check(index_t key_tiles, value_source source, double tolerance) {
     const auto memory = buffer_.bytes().first(static_cast<std::size_t>(tile::bytes(sizes_)));
     tile work(sizes_, memory);
-    work.begin(sizes_.rows, score_transform<C>::from(scale_, 0));
+    const auto transform = score_transform<C>::template from<Panel>(scale_, 0);
+    work.begin(sizes_.rows, transform);
     for (index_t row = 0; row < sizes_.rows; ++row) {
-      cpu::detail::pack_row<Panel, arch>(q_.data() + row * sizes_.head_dim, sizes_.head_dim, C(1),
-                                         work.q_row(row));
+      cpu::detail::pack_row<Panel, arch>(q_.data() + row * sizes_.head_dim, sizes_.head_dim,
+                                         transform.q_factor, work.q_row(row));
     }
     for (index_t t = 0; t < key_tiles; ++t) take_tile(work, source);
     for (index_t row = 0; row < sizes_.rows; ++row) check_row(work, row, tolerance);
