@@ -43,7 +43,7 @@ ba::block_layout ragged_layout(ba::index_t tokens, ba::index_t blocks, ba::index
     rest -= lengths.back();
   }
   lengths.push_back(final_block);
-  return ba::block_layout::from_lengths(lengths);
+  return ba::with_final_block(ba::block_layout::from_lengths(lengths));
 }
 
 ba::attention_mask ragged_blocks(ba::index_t tokens, ba::index_t blocks, ba::index_t final_block) {

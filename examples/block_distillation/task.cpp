@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <blockattn/layout/final_block.hpp>
 #include <blockattn/layout/pack_sequences.hpp>
 #include <numeric>
 #include <string_view>

@@ -1,7 +1,6 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #include "prompt.hpp"
 
-#include <blockattn/layout/final_block.hpp>
 #include <filesystem>
 #include <fstream>
 #include <iterator>

@@ -1,5 +1,4 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
-#include <blockattn/layout/final_block.hpp>
 #include <blockattn/layout/pack_sequences.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>
 #include <blockattn/mask/block_dropout_mask.hpp>

@@ -17,7 +17,6 @@
 #include <blockattn/core/workspace.hpp>
 
 #include <blockattn/layout/block_layout.hpp>
-#include <blockattn/layout/final_block.hpp>
 #include <blockattn/layout/pack_sequences.hpp>
 #include <blockattn/layout/positions.hpp>
 #include <blockattn/layout/scatter_rows.hpp>

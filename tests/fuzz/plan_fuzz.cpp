@@ -3,7 +3,6 @@
 // Layouts, sinks, dropout draws and slices from random bytes: what is not refused keeps the law of
 // tile plans, pair by pair.
 
-#include <blockattn/layout/final_block.hpp>
 #include <blockattn/layout/pack_sequences.hpp>
 #include <blockattn/layout/sink_tokens.hpp>
 #include <blockattn/mask/block_attention_mask.hpp>

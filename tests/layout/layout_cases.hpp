@@ -1,7 +1,6 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/layout/final_block.hpp>
 #include <blockattn/layout/pack_sequences.hpp>
 #include <initializer_list>
 #include <vector>

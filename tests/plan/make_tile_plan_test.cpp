@@ -126,7 +126,7 @@ TEST_CASE("tile plans obey the law for blocks with sinks that others see", "[pla
     const auto placement =
         random.chance(0.5) ? sink_placement::block_start : sink_placement::block_end;
     const block_layout layout = with_sink_tokens(
-        block_layout::from_lengths(lengths), {.tokens_per_block = sinks, .placement = placement});
+        with_final_block(block_layout::from_lengths(lengths)), {.tokens_per_block = sinks, .placement = placement});
     // Tiles that hold one sink or many, and axes of N - 1, N and N + 1 tokens for tiles of N.
     const index_t side = std::max<index_t>(1, layout.tokens() + random.integer(-1, 1));
     for (const tile_shape& shape :
@@ -149,7 +149,7 @@ TEST_CASE("tile plans obey the law for block dropout draws", "[plan]") {
   for (int round = 0; round < 60; ++round) {
     std::vector<index_t> lengths(static_cast<std::size_t>(random.integer(1, 14)));
     for (index_t& length : lengths) length = random.integer(0, 11);
-    block_layout layout = block_layout::from_lengths(lengths);
+    block_layout layout = with_final_block(block_layout::from_lengths(lengths));
     if (random.chance(0.5)) layout = with_sink_tokens(layout, {.tokens_per_block = 2});
     for (const auto rule : {block_dropout_rule::hide_pairs, block_dropout_rule::global_blocks,
                             block_dropout_rule::random_final}) {

@@ -246,6 +246,16 @@ inline void require_final_block(std::string_view place,
 
 }  // namespace detail
 
+/// Declares the last block of every sequence its final block, which sees all earlier blocks:
+///     with_final_block(block_layout::from_offsets(cu_seqlens))
+/// A sequence without blocks stays without one. O(sequences).
+inline block_layout with_final_block(block_layout layout) {
+  for (index_t s = 0; s < layout.sequences(); ++s) {
+    layout.has_final_[static_cast<std::size_t>(s)] = !layout.sequence_blocks(s).empty();
+  }
+  return layout;
+}
+
 inline index_t block_layout::final_block(index_t sequence) const {
   detail::require_final_block("block_layout::final_block", *this, sequence);
   return sequence_blocks(sequence).end - 1;
