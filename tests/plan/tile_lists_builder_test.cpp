@@ -127,3 +127,19 @@ TEST_CASE("a change at one place leaves the spans of other places alone", "[plan
   CHECK(lists.first_span == std::vector<std::int32_t>(3, 0));  // all begin with the same one
   CHECK(lists.tile_count == std::vector<std::int64_t>(3, 50));
 }
+
+TEST_CASE("spans that are told again as they were keep their numbers", "[plan]") {
+  tile_lists_builder builder({100, 1}, 4);
+  for (const index_t outer : {0, 1, 2, 3}) {
+    builder.open({0, 100});
+    builder.add_run({2, 10}, {});
+    builder.add_run({20, 30}, std::vector<std::int32_t>{4});
+    if (outer == 1) builder.add_run({40, 50}, {});
+    builder.add_run({60, 70}, {});
+    builder.close();
+    builder.end_outer();
+  }
+  const tile_lists lists = builder.take();
+  CHECK(lists.spans.size() == 4);  // three of the first outer tile, one of the second
+  CHECK(lists.tile_count == std::vector<std::int64_t>{28, 38, 28, 28});
+}
