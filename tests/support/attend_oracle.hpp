@@ -142,6 +142,7 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
   oracle_row<real> row;
   row.o.assign(static_cast<std::size_t>(arguments.o.head_dim), 0);
   row.o_bound = row.o;
+  std::vector<real> magnitudes = row.o;  // sums of |value|, without weights
   const real sink = arguments.sink_logits.empty()
                         ? -infinity
                         : static_cast<real>(arguments.sink_logits[static_cast<std::size_t>(head)]);
@@ -157,11 +158,14 @@ auto attend_oracle(const attend_arguments<Q, K, V, O>& arguments,
         const auto value = static_cast<real>(load_scalar(partitions[p].values[j][t]));
         row.o[t] += weight * value;
         row.o_bound[t] += weight * std::abs(value);
+        magnitudes[t] += std::abs(value);
       }
     }
   }
-  for (real& bound : row.o_bound) {
-    bound *= std::expm1(2 * delta) + 8 * unit + static_cast<real>(rounding.weight);
+  for (std::size_t t = 0; t < row.o.size(); ++t) {
+    row.o_bound[t] *= std::expm1(2 * delta) + 8 * unit + static_cast<real>(rounding.weight);
+    // A weight below the smallest normal number may count as 0, as beside a large sink logit.
+    row.o_bound[t] += static_cast<real>(std::numeric_limits<C>::min()) * magnitudes[t];
   }
   row.lse_bound = row.lse == -infinity ? 0 : delta + 4 * unit * (1 + std::abs(row.lse));
   return row;
