@@ -356,7 +356,7 @@ TEST_CASE("merge_backward has the same bits in any order of tasks, in its exact 
   };
   for (const index_t workers : {1, 3}) {
     random_source again(seed);
-    CHECK(same(problem.differentiate(cpu_workers{shuffling_executor(workers, seed)}, again)));
+    CHECK(same(problem.differentiate(cpu_workers<shuffling_executor>{{workers, seed}}, again)));
   }
 
   random_source again(seed);
