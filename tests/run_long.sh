@@ -18,11 +18,11 @@ stages=(
   "clang        test_clang"
   "asan-ubsan   tests/run.sh --preset asan-ubsan"
   "tsan         tests/run.sh --preset tsan"
-  "torch        test_torch"
+  "random       random_configurations 100000"
+  "fuzz         tests/fuzz/run.sh 300"
+  "torch        examples/run.sh torch_extension"
   "clang-tidy   tidy_headers"
 )
-# Random configurations and hostile input.
-if [ -e tests/long/run.sh ]; then stages+=("random       tests/long/run.sh"); fi
 
 # The whole CPU test suite, in build/long/NAME, with options for cmake's configuration.
 test_build() {
@@ -43,17 +43,24 @@ test_clang() {
   test_build clang -D CMAKE_CXX_COMPILER=clang++
 }
 
-# Where python3 has no torch, with one for the CPU in an environment of its own: a tenth of what PyPI's takes, which
-# examples/torch_extension/run.sh installs where this cannot be had.
-test_torch() {
-  install_missing python3 python3-venv
-  if ! python3 -c 'import torch' 2>/dev/null && ! build/torch/bin/python -c 'import torch' 2>/dev/null; then
-    python3 -m venv --clear build/torch
-    build/torch/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check setuptools numpy
-    build/torch/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --retries 1 torch \
-      --index-url https://download.pytorch.org/whl/cpu || echo "No torch for the CPU alone: taking PyPI's"
-  fi
-  examples/run.sh torch_extension
+# Forward, backward and attend_blocks of the CPU against their oracles on at least so many random calls, drawn by as many
+# processes as there are cores, each from a seed of its own. A failure prints the seed that repeats it.
+random_configurations() {
+  local cases_of_a_run=575 processes seed status=0 process pids=()
+  processes=$(nproc)
+  install_missing "${build_packages[@]}"
+  cmake --preset release -B build/long/random -D BLOCKATTN_BUILD_EXAMPLES=OFF -D BLOCKATTN_BUILD_BENCHMARKS=OFF
+  cmake --build build/long/random --target test_cpu
+  for ((process = 0; process < processes; ++process)); do
+    seed=$((${BLOCKATTN_SEED:-$(date +%s)} + process * 10000000))
+    BLOCKATTN_SEED=$seed BLOCKATTN_CASE_FACTOR=$(($1 / cases_of_a_run / processes + 1)) build/long/random/tests/test_cpu \
+      "cpu::forward equals the reference in*,cpu::forward equals the reference with*,cpu::backward equals the reference in*,\
+cpu::backward equals the reference with*,attend_blocks equals its formula on random*" &
+    pids+=($!)
+    echo "process $process draws from seed $seed on"
+  done
+  for process in "${pids[@]}"; do wait "$process" || status=1; done
+  return "$status"
 }
 
 # All headers of the umbrella, instantiated; .clang-tidy says with which checks. Needs clang-tidy 14.

@@ -76,7 +76,9 @@ class writer {
   }
   void end_block() { lengths_.push_back(std::exchange(block_length_, 0)); }
 
-  ba::block_layout layout() const { return ba::with_final_block(ba::block_layout::from_lengths(lengths_)); }
+  ba::block_layout layout() const {
+    return ba::with_final_block(ba::block_layout::from_lengths(lengths_));
+  }
 
  private:
   batch& target_;

@@ -60,9 +60,8 @@ void cuda_backward(const attention_call& call,
 /// Torch always knows its strides: those of 0, as expand() makes them, are meant.
 template <class T>
 ba::heads_view<T> typed(const any_tensor& t) {
-  return {static_cast<T*>(t.data), t.tokens,      t.heads,
-          t.head_dim,              t.token_stride, t.head_stride,
-          std::is_const_v<T>};
+  return {static_cast<T*>(t.data), t.tokens,      t.heads,           t.head_dim,
+          t.token_stride,          t.head_stride, std::is_const_v<T>};
 }
 
 template <class T>

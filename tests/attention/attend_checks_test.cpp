@@ -134,8 +134,9 @@ TEST_CASE("check_attend refuses bad tensors in a sentence", "[attend_checks]") {
         "f: options.scale is nan, must be finite in the accumulator, also times log2(e)");
   CHECK(refusal([](call& c) { c.options.softcap = -2; }) ==
         "f: options.softcap is -2, must be >= 0 and finite in the accumulator, also times log2(e)");
-  CHECK(refusal([](call& c) { c.options.softcap = infinity; }) ==
-        "f: options.softcap is inf, must be >= 0 and finite in the accumulator, also times log2(e)");
+  CHECK(
+      refusal([](call& c) { c.options.softcap = infinity; }) ==
+      "f: options.softcap is inf, must be >= 0 and finite in the accumulator, also times log2(e)");
 }
 
 TEST_CASE("check_attend refuses bad query ranges in a sentence", "[attend_checks]") {
@@ -226,36 +227,44 @@ TEST_CASE("check_attend refuses two weights in one partition", "[attend_checks]"
 }
 
 TEST_CASE("check_attend refuses outputs over anything that is read", "[attend_checks]") {
-  CHECK(refusal([](call& c) { c.second[0].k.data = c.results.data() + 300; })
-            .starts_with("f: sequence 1, segment 0: o and k overlap in memory"));
-  CHECK(refusal([](call& c) { c.sequences[0].tail.v.data = c.results.data() + 319; })
-            .starts_with("f: sequence 0, segment 2: o and v overlap in memory"));
-  CHECK(refusal([](call& c) { c.first[1].v.data = c.arguments.lse.data; })
-            .starts_with("f: sequence 0, segment 1: lse and v overlap in memory"));
-  CHECK(refusal([](call& c) { c.arguments.q.data = c.results.data() + 1; })
-            .starts_with("f: o and q overlap in memory"));
-  CHECK(refusal([](call& c) { c.arguments.lse.data = c.results.data() + 7; })
-            .starts_with("f: o and lse overlap in memory"));
+  CHECK(refusal([](call& c) {
+          c.second[0].k.data = c.results.data() + 300;
+        }).starts_with("f: sequence 1, segment 0: o and k overlap in memory"));
+  CHECK(refusal([](call& c) {
+          c.sequences[0].tail.v.data = c.results.data() + 319;
+        }).starts_with("f: sequence 0, segment 2: o and v overlap in memory"));
+  CHECK(refusal([](call& c) {
+          c.first[1].v.data = c.arguments.lse.data;
+        }).starts_with("f: sequence 0, segment 1: lse and v overlap in memory"));
+  CHECK(refusal([](call& c) {
+          c.arguments.q.data = c.results.data() + 1;
+        }).starts_with("f: o and q overlap in memory"));
+  CHECK(refusal([](call& c) {
+          c.arguments.lse.data = c.results.data() + 7;
+        }).starts_with("f: o and lse overlap in memory"));
 }
 
 TEST_CASE("check_attend refuses numbers that no axis or accumulator holds", "[attend_checks]") {
+  CHECK(refusal([](call& c) { c.second[0].k.tokens = c.second[0].v.tokens = index_t{1} << 62; }) ==
+        "f: sequence 1, segment 0: k has 4611686018427387904 tokens, at most 2147483648 are "
+        "allowed");
   CHECK(refusal([](call& c) {
-          c.second[0].k.tokens = c.second[0].v.tokens = index_t{1} << 62;
-        }) == "f: sequence 1, segment 0: k has 4611686018427387904 tokens, at most 2147483648 are "
-              "allowed");
-  CHECK(refusal([](call& c) { c.arguments.q.tokens = index_t{1} << 62; })
-            .starts_with("f: q has 4611686018427387904 tokens, at most 2147483648"));
+          c.arguments.q.tokens = index_t{1} << 62;
+        }).starts_with("f: q has 4611686018427387904 tokens, at most 2147483648"));
   CHECK(refusal([](call& c) {
           c.options.scale = 1e30;
           c.first[0].score_scale = 1e10;
-        }) == "f: sequence 0, segment 0: score_scale 1e+10 times scale 1e+30 is beyond the "
-              "accumulator");
+        }) ==
+        "f: sequence 0, segment 0: score_scale 1e+10 times scale 1e+30 is beyond the "
+        "accumulator");
   CHECK(refusal([](call& c) {
           c.options.softcap = 2;
           c.options.scale = 1e30;
           c.first[0].score_scale = 1.5e38;
-        }) == "f: sequence 0, segment 0: score_scale 1.5e+38 times softcap 2 is beyond the "
-              "accumulator");
-  CHECK(refusal([](call& c) { c.first[0].k.token_stride = 0; })
-            .starts_with("f: sequence 0, segment 0: k has strides 0 (tokens) and 8 (heads)"));
+        }) ==
+        "f: sequence 0, segment 0: score_scale 1.5e+38 times softcap 2 is beyond the "
+        "accumulator");
+  CHECK(refusal([](call& c) {
+          c.first[0].k.token_stride = 0;
+        }).starts_with("f: sequence 0, segment 0: k has strides 0 (tokens) and 8 (heads)"));
 }

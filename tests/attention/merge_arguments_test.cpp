@@ -103,8 +103,10 @@ TEST_CASE("check_merge refuses weights that are not numbers", "[merge_arguments]
 
 TEST_CASE("check_merge lets the result take the place of a state, and no other overlap",
           "[merge_arguments]") {
-  CHECK(refusal([](call& c) { c.arguments.o.data = c.memory.data(); }).starts_with(
-      "f: state 0: o of the result and lse overlap in memory"));  // states share their memory
+  CHECK(
+      refusal([](call& c) { c.arguments.o.data = c.memory.data(); })
+          .starts_with(
+              "f: state 0: o of the result and lse overlap in memory"));  // states share their memory
   const auto apart = [](call& c) {
     for (auto& state : c.states) state.lse.data = c.results.data();
     c.arguments.lse = {};

@@ -99,9 +99,10 @@ TEST_CASE("check_merge_backward refuses gradients that overlap anything",
     CAPTURE(sentence);
     CHECK(refusal(spoil).starts_with(sentence));
   };
-  refused("f: state 1: d_o and d_o of the result overlap in memory: d_o covers 1280 bytes that "
-          "begin 0 bytes from the begin of d_o of the result, which covers 1280",
-          [](call& c) { c.gradients[1].d_o.data = c.inputs.data() + 2 * 320; });
+  refused(
+      "f: state 1: d_o and d_o of the result overlap in memory: d_o covers 1280 bytes that "
+      "begin 0 bytes from the begin of d_o of the result, which covers 1280",
+      [](call& c) { c.gradients[1].d_o.data = c.inputs.data() + 2 * 320; });
   refused("f: state 1: d_o and d_lse of the result overlap in memory",
           [](call& c) { c.gradients[1].d_o.data = c.inputs.data() + 19; });
   refused("f: state 0: d_lse and d_o of the result overlap in memory",

@@ -100,15 +100,14 @@ TEST_CASE("views of one fused buffer do not overlap") {
   // (tokens, 3, heads, head_dim), (tokens, heads, 3, head_dim) and (heads, tokens, 3, head_dim).
   const auto check = [&](index_t third, index_t token_stride, index_t head_stride) {
     const auto part = [&](index_t i) {
-      return footprint_of(
-          heads_view<float>{data + i * third, 7, 4, 8, token_stride, head_stride});
+      return footprint_of(heads_view<float>{data + i * third, 7, 4, 8, token_stride, head_stride});
     };
     CHECK_FALSE(overlap(part(0), part(1)));
     CHECK_FALSE(overlap(part(1), part(2)));
     CHECK_FALSE(overlap(part(0), part(2)));
     CHECK(overlap(part(1), part(1)));
-    const auto shifted = footprint_of(
-        heads_view<float>{data + third - 1, 7, 4, 8, token_stride, head_stride});
+    const auto shifted =
+        footprint_of(heads_view<float>{data + third - 1, 7, 4, 8, token_stride, head_stride});
     CHECK(overlap(part(0), shifted));
     CHECK(overlap(part(1), shifted));
     CHECK_FALSE(overlap(part(2), shifted));
@@ -126,8 +125,8 @@ TEST_CASE("two views are the same when each element has one address") {
   CHECK(overlap(footprint_of(rows), footprint_of(from_the_end)));
   CHECK_FALSE(same_view(rows, from_the_end));
   CHECK_FALSE(same_view(rows, heads_view<float>{memory, 3, 2, 4, 16, 5}));
-  CHECK_FALSE(same_view(rows, heads_view<std::int32_t>{reinterpret_cast<std::int32_t*>(memory), 2, 2,
-                                                       4, 16, 6}));
+  CHECK_FALSE(same_view(
+      rows, heads_view<std::int32_t>{reinterpret_cast<std::int32_t*>(memory), 2, 2, 4, 16, 6}));
   CHECK_FALSE(same_view(token_major(memory, 2, 2, 4), head_major(memory, 2, 2, 4)));
   CHECK(same_view(token_major(memory, 1, 2, 4), head_major(memory, 1, 2, 4)));
   CHECK(same_view(lse_view<float>{memory, 2, 2, 2, 1}, lse_view<const float>{memory, 2, 2, 2, 1}));

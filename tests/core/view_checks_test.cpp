@@ -54,10 +54,13 @@ TEST_CASE("view checks name the view and its numbers") {
 TEST_CASE("views whose numbers lead nowhere are refused") {
   using blockattn_test::contains;
   float value = 0;
-  const auto check = [](const heads_view<const float>& view) { detail::check_view("f", "x", view); };
+  const auto check = [](const heads_view<const float>& view) {
+    detail::check_view("f", "x", view);
+  };
   constexpr index_t many = index_t{1} << 32;
   CHECK_THROWS_WITH(check({nullptr, many, many, 8, 1, 1}), contains("f: x.data is null"));
-  CHECK_THROWS_WITH(check({&value, many, many, 8, many, 8}), contains("spans more than 2^62 bytes"));
+  CHECK_THROWS_WITH(check({&value, many, many, 8, many, 8}),
+                    contains("spans more than 2^62 bytes"));
   CHECK_THROWS_WITH(check({&value, 2, 1, 8, std::numeric_limits<index_t>::min(), 8}),
                     contains("spans more than 2^62 bytes"));
   CHECK_NOTHROW(check({&value, 1, 1, 8, std::numeric_limits<index_t>::min(), 8}));
@@ -68,9 +71,12 @@ TEST_CASE("views whose numbers lead nowhere are refused") {
 TEST_CASE("a stride of 0 is refused unless broadcasting is asked for") {
   using blockattn_test::contains;
   float row[8] = {};
-  const auto check = [](const heads_view<const float>& view) { detail::check_view("f", "x", view); };
+  const auto check = [](const heads_view<const float>& view) {
+    detail::check_view("f", "x", view);
+  };
   heads_view<const float> view = {.data = row, .tokens = 5, .heads = 1, .head_dim = 8};
-  CHECK_THROWS_WITH(check(view), contains("f: x has strides 0 (tokens) and 0 (heads) for 5 tokens"));
+  CHECK_THROWS_WITH(check(view),
+                    contains("f: x has strides 0 (tokens) and 0 (heads) for 5 tokens"));
   view.broadcast = true;
   CHECK_NOTHROW(check(view));
   CHECK_NOTHROW(check(token_slice(view, 1, 3)));

@@ -188,6 +188,11 @@ TEST_CASE("backward, 4. head dims that are no multiple of 8 up to 256 are refuse
     keys.q.head_dim = keys.k.head_dim = keys.d_q.head_dim = keys.d_k.head_dim = head_dim;
     keys.d_q.head_stride = keys.d_k.head_stride = 300;
     keys.d_q.token_stride = keys.d_k.token_stride = 1200;
+    std::vector<float> d_q(5 * 1200), d_k(7 * 1200), q(5 * 4 * 264), k(7 * 2 * 264);
+    keys.d_q.data = d_q.data();
+    keys.d_k.data = d_k.data();
+    keys.q.data = q.data();
+    keys.k.data = k.data();
     CHECK(sentence_of([&] { cpu::backward(keys, plan); }) ==
           "cpu::backward: q.head_dim is " + std::to_string(head_dim) +
               ", must be a multiple of 8 from 8 to 256");
@@ -226,26 +231,19 @@ TEST_CASE("backward, 6. a workspace is used to its last byte and not beyond") {
 
 TEST_CASE("backward, 6. the workspace grows with the tokens, not with their square") {
   const auto bytes = [](index_t tokens) {
-    std::vector<float> one(8);
-    const heads_view<float> rows = {one.data(), tokens, 1, 8, 0, 8};
-    const heads_view<float> apart = {one.data(), tokens, 1, 8, 8, 8};
+    const auto rows = token_major<const float>(nullptr, tokens, 1, 8);
+    const auto gradient = token_major<float>(nullptr, tokens, 1, 8);
     const tile_plan plan = make_tile_plan(causal_mask(tokens), {64, 256}, {.transposed = true});
-    std::vector<float> d_k(1), d_v(1), d_q(1);
-    const auto gradient = [&](std::vector<float>& memory) {
-      heads_view<float> view = apart;
-      view.data = memory.data();
-      return view;
-    };
-    const backward_arguments<float> arguments = {.q = rows,
-                                                 .k = rows,
-                                                 .v = rows,
-                                                 .o = rows,
-                                                 .lse = {one.data(), tokens, 1, 0, 0},
-                                                 .d_o = rows,
-                                                 .d_q = gradient(d_q),
-                                                 .d_k = gradient(d_k),
-                                                 .d_v = gradient(d_v)};
-    return cpu::prepare_backward(arguments, plan).workspace_size(1);
+    return cpu::backward_workspace_size<float>({.q = rows,
+                                                .k = rows,
+                                                .v = rows,
+                                                .o = rows,
+                                                .lse = {},
+                                                .d_o = rows,
+                                                .d_q = gradient,
+                                                .d_k = gradient,
+                                                .d_v = gradient},
+                                               plan, 1);
   };
   const index_t first = bytes(16384);
   const index_t second = bytes(32768);

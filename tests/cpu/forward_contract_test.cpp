@@ -251,6 +251,8 @@ TEST_CASE("4. head dims that are no multiple of 8 up to 256 are refused") {
     values.v.head_dim = values.o.head_dim = head_dim;
     values.o.head_stride = 300;
     values.o.token_stride = 1200;
+    std::vector<float> o(5 * 1200);
+    values.o.data = o.data();
     CHECK(sentence_of([&] { cpu::forward(values, plan); }) ==
           "cpu::forward: v.head_dim is " + std::to_string(head_dim) +
               ", must be a multiple of 8 from 8 to 256");

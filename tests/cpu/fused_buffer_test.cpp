@@ -25,8 +25,12 @@ struct record {
     }
     if (fused) memory[0].resize(static_cast<std::size_t>(4 * part));
     for (index_t i = 0; i < 4; ++i) {
-      parts[i] = fused ? heads_view<float>{memory[0].data() + i * heads * dim, tokens, heads, dim,
-                                           4 * heads * dim, dim}
+      parts[i] = fused ? heads_view<float>{memory[0].data() + i * heads * dim,
+                                           tokens,
+                                           heads,
+                                           dim,
+                                           4 * heads * dim,
+                                           dim}
                        : token_major(memory[i].data(), tokens, heads, dim);
       for (index_t t = 0; t < tokens; ++t) {
         for (index_t h = 0; h < heads; ++h) {
@@ -88,10 +92,8 @@ TEST_CASE("q, k, v, o and their gradients may be interleaved in one buffer") {
   // One element further, and rows of o would lie in the next token's q.
   auto shifted = fused.parts[3];
   ++shifted.data;
-  CHECK_THROWS_WITH(cpu::forward<float>({.q = fused.parts[0],
-                                         .k = fused.parts[1],
-                                         .v = fused.parts[2],
-                                         .o = shifted},
-                                        plan),
-                    contains("cpu::forward: o and q overlap in memory"));
+  CHECK_THROWS_WITH(
+      cpu::forward<float>(
+          {.q = fused.parts[0], .k = fused.parts[1], .v = fused.parts[2], .o = shifted}, plan),
+      contains("cpu::forward: o and q overlap in memory"));
 }

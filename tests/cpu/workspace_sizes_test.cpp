@@ -88,19 +88,17 @@ TEST_CASE("the workspace of backward from shapes, and one beyond any memory") {
   }
   // 2^31 queries of 2^20 heads: the sums of d_q alone would take 2^62 bytes and more.
   constexpr index_t many = index_t{1} << 31, heads = index_t{1} << 20;
-  const auto large_plan =
-      make_tile_plan(attention_mask::from_disjoint_slices(many, 8, {}),
-                     {.queries = 1 << 20, .keys = 8}, {.transposed = true});
-  backward_arguments<bfloat16> large = {
-      .q = token_major<const bfloat16>(nullptr, many, heads, 8),
-      .k = token_major<const bfloat16>(nullptr, 8, 1, 8),
-      .v = token_major<const bfloat16>(nullptr, 8, 1, 8),
-      .o = token_major<const bfloat16>(nullptr, many, heads, 8),
-      .lse = token_major_lse<const float>(nullptr, many, heads),
-      .d_o = token_major<const bfloat16>(nullptr, many, heads, 8),
-      .d_q = token_major<bfloat16>(nullptr, many, heads, 8),
-      .d_k = token_major<bfloat16>(nullptr, 8, 1, 8),
-      .d_v = token_major<bfloat16>(nullptr, 8, 1, 8)};
+  const auto large_plan = make_tile_plan(attention_mask::from_disjoint_slices(many, 8, {}),
+                                         {.queries = 1 << 20, .keys = 8}, {.transposed = true});
+  backward_arguments<bfloat16> large = {.q = token_major<const bfloat16>(nullptr, many, heads, 8),
+                                        .k = token_major<const bfloat16>(nullptr, 8, 1, 8),
+                                        .v = token_major<const bfloat16>(nullptr, 8, 1, 8),
+                                        .o = token_major<const bfloat16>(nullptr, many, heads, 8),
+                                        .lse = token_major_lse<const float>(nullptr, many, heads),
+                                        .d_o = token_major<const bfloat16>(nullptr, many, heads, 8),
+                                        .d_q = token_major<bfloat16>(nullptr, many, heads, 8),
+                                        .d_k = token_major<bfloat16>(nullptr, 8, 1, 8),
+                                        .d_v = token_major<bfloat16>(nullptr, 8, 1, 8)};
   CHECK(cpu::backward_workspace_size(large, large_plan, 1) > index_t{1} << 57);
   large.q = token_major<const bfloat16>(nullptr, many, 16 * heads, 8);
   large.d_q = token_major<bfloat16>(nullptr, many, 16 * heads, 8);

@@ -17,7 +17,8 @@ inline heads_view<const bfloat16> as_bf16(const heads_view<const float>& view) {
           view.heads,
           view.head_dim,
           view.token_stride,
-          view.head_stride};
+          view.head_stride,
+          view.broadcast};
 }
 inline heads_view<bfloat16> as_bf16(const heads_view<float>& view) {
   return {reinterpret_cast<bfloat16*>(view.data),
@@ -25,7 +26,8 @@ inline heads_view<bfloat16> as_bf16(const heads_view<float>& view) {
           view.heads,
           view.head_dim,
           view.token_stride,
-          view.head_stride};
+          view.head_stride,
+          view.broadcast};
 }
 
 inline forward_arguments<bfloat16> as_bf16(const forward_arguments<float>& a) {

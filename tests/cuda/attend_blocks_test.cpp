@@ -153,7 +153,8 @@ TEST_CASE("cuda::attend_blocks refuses bad calls before it enqueues", "[attend_b
   const std::vector<attend_sequence<bfloat16>> sequences = {
       {.queries = {0, 3}, .segments = segments}};
   with_scale.sequences = sequences;
-  CHECK_THROWS_WITH(refused_attend(with_scale, {.scale = 1e30}), contains("is beyond the accumulator"));
+  CHECK_THROWS_WITH(refused_attend(with_scale, {.scale = 1e30}),
+                    contains("is beyond the accumulator"));
   const std::vector<float> sinks(3);
   auto with_sinks = arguments;
   with_sinks.sink_logits = sinks;

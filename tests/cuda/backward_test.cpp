@@ -77,7 +77,8 @@ TEST_CASE("cuda::backward leaves rounding alone to rows that see one key") {
   constexpr index_t n = 130, dim = 64;
   constexpr double scale = 0.125;
   random_source random(test_seed(77));
-  const auto q = random.normal_values<bfloat16>(n * dim), k = random.normal_values<bfloat16>(n * dim);
+  const auto q = random.normal_values<bfloat16>(n * dim),
+             k = random.normal_values<bfloat16>(n * dim);
   const auto v = random.normal_values<bfloat16>(n * dim);
   const auto d_o = random.normal_values<bfloat16>(n * dim);
   const auto value = [&](const std::vector<bfloat16>& of, index_t token, index_t i) {
@@ -275,8 +276,9 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
     attention_options options;
     expected.spoil(arguments, options);
     CAPTURE(expected.sentence);
-    CHECK(sentence_of([&] { refused_backward(as_bf16(arguments), plan, 4, options); })
-              .starts_with("cuda::backward: " + expected.sentence));
+    CHECK(sentence_of([&] {
+            refused_backward(as_bf16(arguments), plan, 4, options);
+          }).starts_with("cuda::backward: " + expected.sentence));
     CHECK(valid.outputs_untouched());
   }
   valid_backward_call valid;
@@ -299,6 +301,11 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   wide.q.head_dim = wide.k.head_dim = wide.d_q.head_dim = wide.d_k.head_dim = 264;
   wide.d_q.head_stride = wide.d_k.head_stride = 264;
   wide.d_q.token_stride = wide.d_k.token_stride = 1200;
+  std::vector<bfloat16> d_q(5 * 1200), d_k(7 * 1200), q(5 * 4 * 264), k(7 * 2 * 264);
+  wide.d_q.data = d_q.data();
+  wide.d_k.data = d_k.data();
+  wide.q.data = q.data();
+  wide.k.data = k.data();
   CHECK(sentence_of([&] { refused_backward(wide, plan, 4); }) ==
         "cuda::backward: q.head_dim is 264, must be a multiple of 8 from 8 to 256");
 
@@ -315,5 +322,6 @@ TEST_CASE("cuda::backward refuses every bad argument in a sentence") {
   attention_options large;
   large.scale = -3e38;
   CHECK(sentence_of([&] { refused_backward(as_bf16(valid.arguments()), plan, 4, large); }) ==
-        "cuda::backward: options.scale is -3e+38, must be finite in the accumulator, also times log2(e)");
+        "cuda::backward: options.scale is -3e+38, must be finite in the accumulator, also times "
+        "log2(e)");
 }

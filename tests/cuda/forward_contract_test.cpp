@@ -144,8 +144,9 @@ TEST_CASE("cuda 4. every bad argument is refused in a sentence") {
     attention_options options;
     expected.spoil(arguments, options);
     CAPTURE(expected.sentence);
-    CHECK(sentence_of([&] { refused_forward(as_bf16(arguments), plan, 4, options); })
-              .starts_with("cuda::forward: " + expected.sentence));
+    CHECK(sentence_of([&] {
+            refused_forward(as_bf16(arguments), plan, 4, options);
+          }).starts_with("cuda::forward: " + expected.sentence));
     CHECK(valid.outputs_untouched());
   }
   valid_call valid;
@@ -257,9 +258,11 @@ TEST_CASE("cuda 4. factors that leave fp32 in base 2 are refused") {
         [&] { refused_forward(as_bf16(valid.arguments()), plan_for_valid_call(), 4, options); });
   };
   CHECK(sentence({.scale = 3e38}) ==
-        "cuda::forward: options.scale is 3e+38, must be finite in the accumulator, also times log2(e)");
+        "cuda::forward: options.scale is 3e+38, must be finite in the accumulator, also times "
+        "log2(e)");
   CHECK(sentence({.softcap = 3e38}) ==
-        "cuda::forward: options.softcap is 3e+38, must be >= 0 and finite in the accumulator, also times log2(e)");
+        "cuda::forward: options.softcap is 3e+38, must be >= 0 and finite in the accumulator, also "
+        "times log2(e)");
   CHECK(sentence({.scale = 2e38}) == "no error");
 }
 

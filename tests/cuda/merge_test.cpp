@@ -147,16 +147,17 @@ TEST_CASE("cuda::merge without lse writes o alone") {
 }
 
 TEST_CASE("cuda::merge refuses every bad argument in a sentence") {
-  std::vector<float> memory(5 * 4 * 16, -1);
-  const partial_state<float> state = {.o = token_major<const float>(memory.data(), 5, 4, 16),
-                                      .lse = token_major_lse<const float>(memory.data(), 5, 4)};
+  const std::vector<float> inputs(5 * 4 * 16);
+  std::vector<float> memory(5 * 4 * 17, -1);
+  const partial_state<float> state = {.o = token_major<const float>(inputs.data(), 5, 4, 16),
+                                      .lse = token_major_lse<const float>(inputs.data(), 5, 4)};
   // Of what check_merge refuses, one of each place; then what only a device refuses.
   const auto sentence = [&](const auto& spoil, std::size_t count = 2) {
     std::vector<partial_state<float>> states(count, state);
     merge_arguments<float> arguments = {.states = states,
                                         .o = token_major(memory.data(), 5, 4, 16),
-                                        .lse = token_major_lse(memory.data(), 5, 4),
-                                        .sink_logits = std::span<const float>(memory).first(4)};
+                                        .lse = token_major_lse(memory.data() + 320, 5, 4),
+                                        .sink_logits = std::span<const float>(inputs).first(4)};
     spoil(arguments, states);
     return sentence_of([&] { cuda_rows{.on_device = false}.merge(arguments); });
   };

@@ -98,9 +98,8 @@ TEST_CASE("token_weights refuses bad arguments in a sentence, before it writes",
   refused({1, 2}, {.floor = 0, .cap = 0}, "cap > 0");
   refused({1, 2}, {.weighting = static_cast<token_weighting>(3)}, "options.weighting is 3");
   std::vector<float> three = {1, 2, 3};
-  CHECK_THROWS_WITH(token_weights({.scores = std::span(three).first(2),
-                                   .weights = std::span(three).last(2)},
-                                  {}),
-                    contains("token_weights: weights and scores overlap in memory"));
+  CHECK_THROWS_WITH(
+      token_weights({.scores = std::span(three).first(2), .weights = std::span(three).last(2)}, {}),
+      contains("token_weights: weights and scores overlap in memory"));
   CHECK_NOTHROW(token_weights({.scores = three, .weights = three}, {}));
 }

@@ -37,13 +37,12 @@ attention_mask mask_from(fuzz_input& input) {
     case 0:
       return block_attention_mask(layout_from(input), {.sink_visibility = visibility});
     case 1:
-      return block_dropout_mask(
-          layout_from(input),
-          {.rule = static_cast<block_dropout_rule>(input.small(0, 4)),
-           .keep_probability = static_cast<double>(input.small(0, 9)) / 8,
-           .seed = input.byte(),
-           .exempt_final_block = input.small(0, 1) == 1,
-           .sink_visibility = visibility});
+      return block_dropout_mask(layout_from(input),
+                                {.rule = static_cast<block_dropout_rule>(input.small(0, 4)),
+                                 .keep_probability = static_cast<double>(input.small(0, 9)) / 8,
+                                 .seed = input.byte(),
+                                 .exempt_final_block = input.small(0, 1) == 1,
+                                 .sink_visibility = visibility});
     case 2: {
       const attention_mask mask =
           block_attention_mask(layout_from(input), {.sink_visibility = visibility});

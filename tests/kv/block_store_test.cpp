@@ -203,9 +203,8 @@ TEST_CASE("A store refuses a negative budget, bad shapes and foreign drafts", "[
                     contains("the key names 100 tokens but shape.tokens is 50"));
   auto half = shape_of(1);
   half.value_format = storage_format::fp16;
-  CHECK_THROWS_WITH(
-      store.begin_insert(key_of(1), half),
-      contains("the key says fp32 keys and fp32 values but the shape fp32 and fp16"));
+  CHECK_THROWS_WITH(store.begin_insert(key_of(1), half),
+                    contains("the key says fp32 keys and fp32 values but the shape fp32 and fp16"));
   half.value_format = static_cast<storage_format>(4);
   CHECK_THROWS_WITH(store.begin_insert(key_of(1), half), contains("shape.value_format is 4"));
   CHECK_THROWS_WITH(store.commit(other.begin_insert(key_of(1), shape_of(1))),

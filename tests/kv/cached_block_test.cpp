@@ -75,7 +75,8 @@ TEST_CASE("One block serves two prompts at two offsets at once, unmoved", "[kv]"
   const auto plain = random.normal_values<float>(tokens * dim);  // keys before rotation
   kv::block_store store({.byte_budget = 1 << 20});
   kv::block_draft draft = store.begin_insert(
-      key_of(1, tokens), {.layers = 1, .kv_heads = 1, .tokens = tokens, .head_dim = dim, .value_dim = dim});
+      key_of(1, tokens),
+      {.layers = 1, .kv_heads = 1, .tokens = tokens, .head_dim = dim, .value_dim = dim});
   const std::vector<double> own_positions = {0, 1, 2, 3, 4, 5};
   rotate(rotation, head_major(plain.data(), tokens, 1, dim), draft.k<float>(0), own_positions);
   const kv::cached_block block = store.commit(std::move(draft));

@@ -43,7 +43,8 @@ void check_layout(const block_layout& layout, const std::vector<std::vector<inde
     REQUIRE(layout.sequence_blocks(s) == index_range{first_block, block});
     REQUIRE(layout.sequence_tokens(s) == index_range{first_token, token});
     if (lengths.empty()) {
-      REQUIRE_THROWS_WITH(layout.final_block(s), contains("final_block") && contains("has 0 blocks"));
+      REQUIRE_THROWS_WITH(layout.final_block(s),
+                          contains("final_block") && contains("has 0 blocks"));
     } else {
       REQUIRE(layout.final_block(s) == block - 1);
     }

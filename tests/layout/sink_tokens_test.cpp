@@ -153,13 +153,13 @@ TEST_CASE("impossible sinks are refused") {
   CHECK_THROWS_WITH(with_sink_tokens(layout_of({2}), {.placement = sink_placement::block_end,
                                                       .sharing = sink_sharing::shared}),
                     contains("block_end") && contains("shared"));
-  CHECK_THROWS_WITH(
-      with_sink_tokens(layout_of({2}), {.placement = static_cast<sink_placement>(2)}),
-      contains("with_sink_tokens: placement is 2"));
+  CHECK_THROWS_WITH(with_sink_tokens(layout_of({2}), {.placement = static_cast<sink_placement>(2)}),
+                    contains("with_sink_tokens: placement is 2"));
   CHECK_THROWS_WITH(with_sink_tokens(layout_of({2}), {.sharing = static_cast<sink_sharing>(2)}),
                     contains("sharing is 2"));
-  CHECK_THROWS_WITH(with_sink_tokens(layout_of({2}), {.positions = static_cast<sink_positions>(-1)}),
-                    contains("positions is -1"));
+  CHECK_THROWS_WITH(
+      with_sink_tokens(layout_of({2}), {.positions = static_cast<sink_positions>(-1)}),
+      contains("positions is -1"));
   constexpr index_t huge = std::numeric_limits<index_t>::max();
   CHECK_THROWS_WITH(with_sink_tokens(layout_of({2}), {.tokens_per_block = huge}),
                     contains(std::to_string(huge)));

@@ -53,7 +53,8 @@ TEST_CASE("block attention needs to know the final block") {
   CHECK_THROWS_WITH(block_attention_mask(unnamed),
                     contains("block_attention_mask: sequence 0 has 3 blocks and none of them"));
   const std::array parts = {layout_of({2}), layout_of({}), unnamed};
-  CHECK_THROWS_WITH(block_attention_mask(pack_sequences(parts)), contains("sequence 2 has 3 blocks"));
+  CHECK_THROWS_WITH(block_attention_mask(pack_sequences(parts)),
+                    contains("sequence 2 has 3 blocks"));
   CHECK_THROWS_WITH(block_attention_mask(with_sink_tokens(unnamed, {})), contains("sequence 0"));
   CHECK(block_attention_mask(block_layout::from_lengths({.context = {1, 2}, .final_block = 1}))
             .slices() == block_attention_mask(layout_of({1, 2, 1})).slices());
@@ -143,9 +144,9 @@ TEST_CASE("identities of block attention") {
 }
 
 TEST_CASE("a number that is no sink_visibility is refused") {
-  CHECK_THROWS_WITH(block_attention_mask(layout_of({1, 1}),
-                                         {.sink_visibility = static_cast<sink_visibility>(3)}),
-                    contains("sink_visibility is 3, not one of its enumerators 0 to 2"));
+  CHECK_THROWS_WITH(
+      block_attention_mask(layout_of({1, 1}), {.sink_visibility = static_cast<sink_visibility>(3)}),
+      contains("sink_visibility is 3, not one of its enumerators 0 to 2"));
 }
 
 TEST_CASE("visible pairs of long inputs") {

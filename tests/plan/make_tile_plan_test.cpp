@@ -125,8 +125,9 @@ TEST_CASE("tile plans obey the law for blocks with sinks that others see", "[pla
     const index_t sinks = random.integer(1, 5);
     const auto placement =
         random.chance(0.5) ? sink_placement::block_start : sink_placement::block_end;
-    const block_layout layout = with_sink_tokens(
-        with_final_block(block_layout::from_lengths(lengths)), {.tokens_per_block = sinks, .placement = placement});
+    const block_layout layout =
+        with_sink_tokens(with_final_block(block_layout::from_lengths(lengths)),
+                         {.tokens_per_block = sinks, .placement = placement});
     // Tiles that hold one sink or many, and axes of N - 1, N and N + 1 tokens for tiles of N.
     const index_t side = std::max<index_t>(1, layout.tokens() + random.integer(-1, 1));
     for (const tile_shape& shape :

@@ -26,7 +26,8 @@ index_t size_of(const tile_plan& plan) {
 block_layout with_sinks(index_t blocks, index_t sinks) {
   std::vector<index_t> lengths;
   for (index_t b = 0; b < blocks; ++b) lengths.push_back(300 + 37 * b % 450);
-  return with_sink_tokens(with_final_block(block_layout::from_lengths(lengths)), {.tokens_per_block = sinks});
+  return with_sink_tokens(with_final_block(block_layout::from_lengths(lengths)),
+                          {.tokens_per_block = sinks});
 }
 
 std::vector<index_t> picked(index_t tokens, index_t seed, double share) {
@@ -60,8 +61,8 @@ TEST_CASE("lists grow with the blocks when every later block sees a block's sink
 
 TEST_CASE("1M tokens in 2,000 blocks whose sinks all see take less than 16 MB", "[plan]") {
   std::vector<index_t> lengths(2000, 520);
-  const block_layout layout =
-      with_sink_tokens(with_final_block(block_layout::from_lengths(lengths)), {.tokens_per_block = 4});
+  const block_layout layout = with_sink_tokens(
+      with_final_block(block_layout::from_lengths(lengths)), {.tokens_per_block = 4});
   const tile_plan plan =
       make_tile_plan(block_attention_mask(layout, {.sink_visibility = sink_visibility::all}),
                      {64, 256}, {.transposed = true});

@@ -70,9 +70,8 @@ TEST_CASE("rope refuses length-dependent scaling and says why", "[rope]") {
                     contains("dynamic NTK") && contains("length of the prompt"));
   CHECK_THROWS_WITH(rope({.head_dim = 8, .scaling = length_dependent_rope_scaling::longrope}),
                     contains("LongRoPE") && contains("frequency_divisors"));
-  CHECK_THROWS_WITH(
-      rope({.head_dim = 8, .scaling = static_cast<length_dependent_rope_scaling>(2)}),
-      contains("length_dependent_rope_scaling is 2"));
+  CHECK_THROWS_WITH(rope({.head_dim = 8, .scaling = static_cast<length_dependent_rope_scaling>(2)}),
+                    contains("length_dependent_rope_scaling is 2"));
 }
 
 }  // namespace blockattn_test

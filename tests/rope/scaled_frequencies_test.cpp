@@ -139,8 +139,9 @@ TEST_CASE("Scaling options outside their limits are refused by name", "[rope]") 
                     contains("linear factor is 0.5"));
   CHECK_THROWS_WITH(make({.scaling = ntk_rope_scaling{.factor = infinity}}),
                     contains("NTK factor is inf"));
-  CHECK_THROWS_WITH(make({.scaling = ntk_rope_scaling{.factor = 1e300}}),
-                    contains("NTK factor 1e+300 turns theta 10000 into a number that is not finite"));
+  CHECK_THROWS_WITH(
+      make({.scaling = ntk_rope_scaling{.factor = 1e300}}),
+      contains("NTK factor 1e+300 turns theta 10000 into a number that is not finite"));
   CHECK_THROWS_WITH(make({.frequencies = zero, .scaling = ntk_rope_scaling{.factor = 2}}),
                     contains("NTK scaling is defined by theta"));
   CHECK_THROWS_WITH(rope({.head_dim = 2, .scaling = ntk_rope_scaling{.factor = 2}}),

@@ -111,11 +111,12 @@ inline std::vector<backward_error> backward_errors() {
       {"d_q and lse overlap in memory",
        [](arguments& a, options&) { a.lse.data = a.d_q.data + 5; }},
       {"d_k and d_lse overlap in memory",
-       [](arguments& a, options&) { a.d_lse = {a.d_k.data, 5, 4, 4, 1}; }},
+       [](arguments& a, options&) {
+         a.d_lse = {a.d_k.data, 5, 4, 4, 1};
+       }},
       {"d_sink_logits and sink_logits overlap in memory",
        [](arguments& a, options&) { a.sink_logits = a.d_sink_logits; }},
-      {"d_k and k overlap in memory",
-       [](arguments& a, options&) { a.k.data = a.d_k.data + 1; }},
+      {"d_k and k overlap in memory", [](arguments& a, options&) { a.k.data = a.d_k.data + 1; }},
       {"lse has strides 0 (tokens) and 1 (heads) for 5 tokens and 4 heads",
        [](arguments& a, options&) { a.lse.token_stride = 0; }},
       {"d_q and q overlap in memory", [](arguments& a, options&) { a.q.data = a.d_q.data; }},

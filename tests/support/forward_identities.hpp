@@ -217,8 +217,9 @@ void check_repeated_heads(const Backend& backend, random_source& random) {
   backend.forward(
       forward_arguments<T>{
           .q = token_major(in.q.data(), in.queries(), sizes.query_heads, sizes.head_dim),
-          .k = {in.k.data(), in.keys(), sizes.query_heads, sizes.head_dim, sizes.head_dim, 0},
-          .v = {in.v.data(), in.keys(), sizes.query_heads, sizes.value_dim, sizes.value_dim, 0},
+          .k = {in.k.data(), in.keys(), sizes.query_heads, sizes.head_dim, sizes.head_dim, 0, true},
+          .v = {in.v.data(), in.keys(), sizes.query_heads, sizes.value_dim, sizes.value_dim, 0,
+                true},
           .o = strided.o_view(),
           .lse = strided.lse_heads()},
       head_masks(mask, plain_options<T>{}.tiles), {});

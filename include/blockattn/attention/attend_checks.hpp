@@ -76,9 +76,9 @@ index_t check_attend_shapes(const char* function,
           arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
-  check_apart(function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
-              {{"q", footprint_of(arguments.q)},
-               {"sink_logits", footprint_of(arguments.sink_logits)}});
+  check_apart(
+      function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
+      {{"q", footprint_of(arguments.q)}, {"sink_logits", footprint_of(arguments.sink_logits)}});
   check_options<C>(function, {.scale = options.scale, .softcap = options.softcap});
 
   index_t kv_heads = -1;

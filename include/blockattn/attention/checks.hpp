@@ -54,9 +54,8 @@ bool is_log_weight(double value) noexcept {
 
 template <class C>
 void check_options(const char* function, const attention_options& options) {
-  require(!options.scale || is_finite_in_base_2<C>(*options.scale), function,
-          ": options.scale is ", options.scale.value_or(0),
-          ", must be finite in the accumulator, also times log2(e)");
+  require(!options.scale || is_finite_in_base_2<C>(*options.scale), function, ": options.scale is ",
+          options.scale.value_or(0), ", must be finite in the accumulator, also times log2(e)");
   require(is_finite_in_base_2<C>(options.softcap) && options.softcap >= 0, function,
           ": options.softcap is ", options.softcap,
           ", must be >= 0 and finite in the accumulator, also times log2(e)");

@@ -80,17 +80,15 @@ void check_gradients_apart(const char* function,
     const named_memory d_o = {"d_o", footprint_of(gradient.d_o)};
     const named_memory d_lse = {"d_lse", footprint_of(gradient.d_lse)};
     check_apart(place, d_o, d_lse);
-    const named_memory d_weights = {"d_row_log_weights",
-                                    footprint_of(gradient.d_row_log_weights)};
+    const named_memory d_weights = {"d_row_log_weights", footprint_of(gradient.d_row_log_weights)};
     check_apart(place, d_o, d_weights);
     check_apart(place, d_lse, d_weights);
     each(gradient, [&](const named_memory& written) {
       check_apart(place, written, d_sinks);
       against_inputs(place, written);
       for (std::size_t other = 0; other < s; ++other) {
-        each(arguments.gradients[other], [&](const named_memory& earlier) {
-          check_apart(place, written, earlier);
-        });
+        each(arguments.gradients[other],
+             [&](const named_memory& earlier) { check_apart(place, written, earlier); });
       }
     });
   }
@@ -114,8 +112,8 @@ void check_merge_backward_shapes(const char* function,
   for (std::size_t s = 0; s < arguments.states.size(); ++s) {
     const state_place place{function, static_cast<index_t>(s)};
     check_state_gradient(place, arguments.gradients[s],
-                         static_cast<bool>(arguments.states[s].row_log_weights),
-                         d_o.tokens, d_o.heads, d_o.head_dim, memory);
+                         static_cast<bool>(arguments.states[s].row_log_weights), d_o.tokens,
+                         d_o.heads, d_o.head_dim, memory);
   }
   check_gradients_apart(function, arguments);
 }

@@ -24,8 +24,7 @@ class index_list {
   }
   template <std::ranges::input_range Range>
   requires(std::integral<std::ranges::range_value_t<Range>> &&
-           !std::same_as<std::remove_cvref_t<Range>, index_list>)
-      index_list(Range&& values) {
+           !std::same_as<std::remove_cvref_t<Range>, index_list>) index_list(Range&& values) {
     assign(values);
   }
 

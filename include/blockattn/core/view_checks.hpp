@@ -24,8 +24,8 @@ constexpr bool extent_is_addressable(index_t tokens,
     if (stride == std::numeric_limits<index_t>::min()) return too_large;
     return saturating_multiply(rows - 1, stride < 0 ? -stride : stride);
   };
-  const index_t elements =
-      saturating_add(saturating_add(length(tokens, token_stride), length(heads, head_stride)), columns);
+  const index_t elements = saturating_add(
+      saturating_add(length(tokens, token_stride), length(heads, head_stride)), columns);
   return saturating_multiply(elements, element_bytes) < limit;
 }
 
@@ -49,11 +49,12 @@ void check_extent(const Place& place,
 template <class Place, class View>
 void check_input_strides(const Place& place, const char* name, const View& view) {
   if (view.broadcast || view.tokens == 0 || view.heads == 0) return;
-  require((view.tokens == 1 || view.token_stride != 0) && (view.heads == 1 || view.head_stride != 0),
-          place, ": ", name, " has strides ", view.token_stride, " (tokens) and ", view.head_stride,
-          " (heads) for ", view.tokens, " tokens and ", view.heads,
-          " heads; set them (token_major and head_major do), or broadcast = true where one row is "
-          "meant for all");
+  require(
+      (view.tokens == 1 || view.token_stride != 0) && (view.heads == 1 || view.head_stride != 0),
+      place, ": ", name, " has strides ", view.token_stride, " (tokens) and ", view.head_stride,
+      " (heads) for ", view.tokens, " tokens and ", view.heads,
+      " heads; set them (token_major and head_major do), or broadcast = true where one row is "
+      "meant for all");
 }
 
 /// Whether a call's tensors have their memory: not yet where only its workspace is measured.

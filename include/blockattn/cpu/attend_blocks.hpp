@@ -45,10 +45,10 @@ template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = d
 index_t attend_blocks_workspace_size(const attend_arguments<Q, K, V, O>& arguments,
                                      const attend_options& options,
                                      index_t concurrency) {
-  return workspace_size(detail::make_attend_job<Arch>("cpu::attend_blocks_workspace_size",
-                                                      arguments, options,
-                                                      detail::memory_state::not_yet),
-                        concurrency);
+  return workspace_size(
+      detail::make_attend_job<Arch>("cpu::attend_blocks_workspace_size", arguments, options,
+                                    detail::memory_state::not_yet),
+      concurrency);
 }
 
 /// Attention of new queries to keys that stay where they are: cached blocks, pages, a shared

@@ -46,8 +46,8 @@ class attend_job {
     detail::workspace_layout layout;
     table_offset_ =
         layout.take<detail::sequence_work>(static_cast<index_t>(arguments.sequences.size()));
-    state_o_offset_ = layout.take<C>(
-        detail::saturating_multiply(end.first_state, arguments.o.head_dim));
+    state_o_offset_ =
+        layout.take<C>(detail::saturating_multiply(end.first_state, arguments.o.head_dim));
     state_lse_offset_ = layout.take<C>(end.first_state);
     shared_size_ = layout.size();
     detail::workspace_layout worker;

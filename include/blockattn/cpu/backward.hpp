@@ -89,11 +89,10 @@ template <storage_scalar Q = float,
 index_t backward_workspace_size(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
                                 const plan_set& plans,
                                 index_t concurrency) {
-  return workspace_size(
-      detail::make_backward_job<Arch>("cpu::backward_workspace_size", arguments, plans, {},
-                                      detail::accumulate_mode::assign,
-                                      detail::memory_state::not_yet),
-      concurrency);
+  return workspace_size(detail::make_backward_job<Arch>("cpu::backward_workspace_size", arguments,
+                                                        plans, {}, detail::accumulate_mode::assign,
+                                                        detail::memory_state::not_yet),
+                        concurrency);
 }
 
 /// The gradient of `forward` (formula: reference::backward) over the visible pairs of a plan that

@@ -47,10 +47,9 @@ template <class Q = float, class K = Q, class V = K, class O = Q, class Arch = d
 index_t forward_workspace_size(const forward_arguments<Q, K, V, O>& arguments,
                                const plan_set& plans,
                                index_t concurrency) {
-  return workspace_size(
-      detail::make_forward_job<Arch>("cpu::forward_workspace_size", arguments, plans, {},
-                                     detail::memory_state::not_yet),
-      concurrency);
+  return workspace_size(detail::make_forward_job<Arch>("cpu::forward_workspace_size", arguments,
+                                                       plans, {}, detail::memory_state::not_yet),
+                        concurrency);
 }
 
 /// Attention over the visible pairs of a plan (formula: reference::forward), fused and tiled:

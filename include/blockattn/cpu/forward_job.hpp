@@ -69,13 +69,15 @@ class forward_job {
     key_panel_size_ = detail::saturating_multiply(
         detail::steps_for<panel, Arch>(arguments.q.head_dim), padded_keys_);
     value_steps_ = detail::steps_for<panel, Arch>(padded_keys_);
-    value_panel_size_ =
-        values_in_place_ ? 0
-                         : detail::saturating_multiply(
-                               value_steps_, round_up(arguments.v.head_dim, tile::width));
+    value_panel_size_ = values_in_place_
+                            ? 0
+                            : detail::saturating_multiply(
+                                  value_steps_, round_up(arguments.v.head_dim, tile::width));
     detail::workspace_layout layout;
-    keys_offset_ = layout.take<panel>(detail::saturating_multiply(arguments.k.heads, key_panel_size_));
-    values_offset_ = layout.take<panel>(detail::saturating_multiply(arguments.k.heads, value_panel_size_));
+    keys_offset_ =
+        layout.take<panel>(detail::saturating_multiply(arguments.k.heads, key_panel_size_));
+    values_offset_ =
+        layout.take<panel>(detail::saturating_multiply(arguments.k.heads, value_panel_size_));
     shared_size_ = layout.size();
   }
 

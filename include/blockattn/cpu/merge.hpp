@@ -89,8 +89,7 @@ merge_job<P, O, Arch> prepare_merge(merge_arguments<P, O>&& arguments) = delete;
 /// Errors: those of merge.
 template <class P = float, class O = P, class Arch = default_arch>
 index_t merge_workspace_size(const merge_arguments<P, O>& arguments, index_t concurrency) {
-  detail::check_merge_shapes("cpu::merge_workspace_size", arguments,
-                             detail::memory_state::not_yet);
+  detail::check_merge_shapes("cpu::merge_workspace_size", arguments, detail::memory_state::not_yet);
   return workspace_size(merge_job<P, O, Arch>(arguments), concurrency);
 }
 

@@ -200,8 +200,8 @@ class segment_tile {
     if (piece_count_ == 0) return;
     const attend_options& options = *arguments_.options;
     const auto transform =
-        score_transform<C>::from(resolved_scale(options.scale, head_dim()),
-                                 options.softcap, list[pieces().front().segment].score_scale);
+        score_transform<C>::from(resolved_scale(options.scale, head_dim()), options.softcap,
+                                 list[pieces().front().segment].score_scale);
     work_.set_transform(transform);
     for (index_t g = 0; g < work_.groups(); ++g) {  // the last row of a group sees most
       const index_t runs = runs_of(list, work_.group(g).end - 1, work_.runs());

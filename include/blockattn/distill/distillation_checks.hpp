@@ -64,8 +64,7 @@ void check_distillation_options(const char* function, const distillation_options
   require(normal(options.temperature) && normal(1 / options.temperature), function,
           ": options.temperature is ", options.temperature,
           ", must be positive and, as its inverse, a normal number of the accumulator");
-  check_enumerator(function, "options.divergence", options.divergence,
-                   divergence::jensen_shannon);
+  check_enumerator(function, "options.divergence", options.divergence, divergence::jensen_shannon);
   check_enumerator(function, "options.temperature_factor", options.temperature_factor,
                    temperature_factor::none);
   require(options.teacher_share > 0 && options.teacher_share < 1, function,

@@ -63,8 +63,7 @@ double distillation_loss(const distillation_arguments<Teacher, Student, Gradient
                          const distillation_options& options = {},
                          Executor&& workers = Executor{}) {
   const auto job = prepare_distillation_loss<Teacher, Student, Gradient, Arch>(arguments, options);
-  const workspace_buffer workspace(
-      detail::workspace_size_for("distillation_loss", job, workers));
+  const workspace_buffer workspace(detail::workspace_size_for("distillation_loss", job, workers));
   run_job("distillation_loss", job, workers, workspace.bytes());
   return job.loss(workspace.bytes());
 }

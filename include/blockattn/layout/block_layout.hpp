@@ -15,8 +15,9 @@ namespace blockattn::inline BLOCKATTN_ABI {
 
 /// The lengths of one sequence, context and final block apart.
 struct sequence_lengths {
-  index_list context;       ///< (context blocks) tokens of each
-  index_t final_block = 0;  ///< tokens; 0: an empty final block, so that all blocks are blind to one another
+  index_list context;  ///< (context blocks) tokens of each
+  index_t final_block =
+      0;  ///< tokens; 0: an empty final block, so that all blocks are blind to one another
 };
 
 /// One packed token axis cut into token blocks: block b holds the tokens [begin, end), blocks
@@ -240,7 +241,8 @@ inline void require_final_block(std::string_view place,
                                 index_t sequence) {
   require(layout.has_final_block(sequence), place, ": sequence ", sequence, " has ",
           layout.sequence_blocks(sequence).size(),
-          " blocks and none of them is its final block; name it: block_layout::from_lengths({.context = ..., "
+          " blocks and none of them is its final block; name it: "
+          "block_layout::from_lengths({.context = ..., "
           ".final_block = ...}) or with_final_block(layout)");
 }
 

@@ -50,8 +50,8 @@ void check_scatter_rows(const char* function,
   require_rows(function, "out", out.size(), layout.tokens(), columns);
   const std::size_t sinks = sink_rows.size();
   require(holds_rows(sinks, per_set, columns) || holds_rows(sinks, all_sinks, columns), function,
-          ": sink_rows holds ", sinks, " elements, must hold ", per_set,
-          " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns, " columns");
+          ": sink_rows holds ", sinks, " elements, must hold ", per_set, " rows (one set) or ",
+          all_sinks, " rows (all sinks) x ", columns, " columns");
   check_apart(function, {{"out", footprint_of(out)}},
               {{"source_rows", footprint_of(source_rows)}, {"sink_rows", footprint_of(sink_rows)}});
 }

@@ -95,14 +95,14 @@ void check_scatter_rows_backward(const char* function,
     require_rows(function, "d_source_rows", d_source_rows.size(), layout.source_tokens(), columns);
   }
   const std::size_t sinks = d_sink_rows.size();
-  require(sinks == 0 || holds_rows(sinks, per_set, columns) || holds_rows(sinks, all_sinks, columns),
-          function, ": d_sink_rows holds ", sinks, " elements, must hold ", per_set,
-          " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns,
-          " columns, or nothing");
-  check_apart(function,
-              {{"d_source_rows", footprint_of(d_source_rows)},
-               {"d_sink_rows", footprint_of(d_sink_rows)}},
-              {{"d_out", footprint_of(d_out)}});
+  require(
+      sinks == 0 || holds_rows(sinks, per_set, columns) || holds_rows(sinks, all_sinks, columns),
+      function, ": d_sink_rows holds ", sinks, " elements, must hold ", per_set,
+      " rows (one set) or ", all_sinks, " rows (all sinks) x ", columns, " columns, or nothing");
+  check_apart(
+      function,
+      {{"d_source_rows", footprint_of(d_source_rows)}, {"d_sink_rows", footprint_of(d_sink_rows)}},
+      {{"d_out", footprint_of(d_out)}});
 }
 
 /// The same of gather_rows_backward.

@@ -30,7 +30,8 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
                              " and ", k.tokens, " tokens");
   using accumulator_type = accumulator_t<Q, K, V, O>;
   using real = std::conditional_t<std::is_same_v<accumulator_type, double>, long double, double>;
-  const auto scale = static_cast<real>(blockattn::detail::resolved_scale(options.scale, q.head_dim));
+  const auto scale =
+      static_cast<real>(blockattn::detail::resolved_scale(options.scale, q.head_dim));
   const auto softcap = static_cast<real>(options.softcap);
   const index_t group = k.heads > 0 ? q.heads / k.heads : 1;
   constexpr real infinity = std::numeric_limits<real>::infinity();
