@@ -274,16 +274,18 @@ TEST_CASE("cuda 4. more heads than a launch takes are refused") {
       make_tile_plan(attention_mask::from_disjoint_slices(queries, keys, {}), shape),
       make_tile_plan(full_mask(queries, keys), shape)};
   std::vector<index_t> plan_of_head(heads, 0);
-  bfloat16 memory[4];  // of which no element is looked at
+  // Addresses of which nothing is looked at, far apart.
+  const auto address = [](int i) {
+    return reinterpret_cast<bfloat16*>(static_cast<std::uintptr_t>(i) << 40);
+  };
   const auto view = [](auto* data, index_t tokens) {
     return heads_view<std::remove_pointer_t<decltype(data)>>{data,     tokens,           heads,
                                                              head_dim, heads * head_dim, head_dim};
   };
-  const bfloat16* const inputs = memory;
-  const forward_arguments<bfloat16> arguments = {.q = view(inputs, queries),
-                                                 .k = view(inputs + 1, keys),
-                                                 .v = view(inputs + 2, keys),
-                                                 .o = view(memory + 3, queries)};
+  const forward_arguments<bfloat16> arguments = {.q = view(address(1), queries),
+                                                 .k = view(address(2), keys),
+                                                 .v = view(address(3), keys),
+                                                 .o = view(address(4), queries)};
   CHECK(sentence_of([&] { refused_forward(arguments, plans[0], heads); }) == "no error");
   plan_of_head[5] = 1;
   CHECK(

@@ -132,8 +132,9 @@ TEST_CASE("cuda::merge_backward refuses every bad argument in a sentence") {
   CHECK(sentence([](arguments&, gradients& g) { g[0].d_o.heads = 3; }) ==
         "cuda::merge_backward: state 0: d_o is (5, 3, 16) but the gradient of the result is (5, 4, "
         "16)");
-  CHECK(sentence([&](arguments&, gradients& g) { g[0].d_o.data = inputs.data(); }) ==
-        "cuda::merge_backward: state 0: d_o and o of a state overlap in memory");
+  CHECK(sentence([&](arguments&, gradients& g) {
+          g[0].d_o.data = inputs.data();
+        }).starts_with("cuda::merge_backward: state 0: d_o and sink_logits overlap in memory"));
   CHECK(sentence([](arguments&, gradients&) {}) ==
         "cuda::merge_backward: workspace has 0 bytes, needs 128");
   CHECK(sentence([](arguments& a, gradients&) { a.d_sink_logits = {}; }, 17) ==
