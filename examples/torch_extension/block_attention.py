@@ -84,7 +84,8 @@ def block_attention(q, k, v, mask, *, scale=None, softcap=0.0, sink_logits=None,
 
     Under torch.autocast q, k and v are cast to its type, float64 apart, as for torch's own attention.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    device = q.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         q, k, v = _autocast(q, k, v)
     if sink_logits is not None:
         sink_logits = sink_logits.to(torch.float64 if q.dtype == torch.float64 else torch.float32).contiguous()
