@@ -2,6 +2,7 @@
 #include <blockattn/core/footprint.hpp>
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <vector>
 
@@ -92,6 +93,26 @@ TEST_CASE("a contiguous buffer against any view is exact") {
     CAPTURE(round);
     REQUIRE(overlap(footprint_of(a), footprint_of(b)) == share_an_element(a, b));
   }
+}
+
+TEST_CASE("records beside one another are apart however long they are") {
+  // For each of 4 heads: 100,000 rows of 80 in places of 96, then as many of 56 in places of 64.
+  constexpr index_t rows = 100000, head = rows * (96 + 64);
+  float* const data = reinterpret_cast<float*>(std::uintptr_t{1} << 40);
+  const heads_view<float> keys = {data, rows, 4, 80, 96, head};
+  const heads_view<float> values = {data + rows * 96, rows, 4, 56, 64, head};
+  CHECK_FALSE(overlap(footprint_of(keys), footprint_of(values)));
+  heads_view<float> nearer = values;
+  nearer.data -= 17;
+  CHECK(overlap(footprint_of(keys), footprint_of(nearer)));
+}
+
+TEST_CASE("the stride of one row is not looked at") {
+  constexpr index_t far = std::numeric_limits<index_t>::max();
+  float row[8] = {};
+  const heads_view<float> view = {row, 1, 1, 8, far, far};
+  CHECK(overlap(footprint_of(view), footprint_of(view)));
+  CHECK(blockattn::detail::byte_range_of(view).size() == 32);
 }
 
 TEST_CASE("views of one fused buffer do not overlap") {

@@ -55,6 +55,24 @@ bool equal_rows(const heads_view<float>& a, const heads_view<float>& b) {
 
 }  // namespace
 
+TEST_CASE("a workspace over a tensor of the call is refused") {
+  const std::vector<float> values(4 * tokens * heads * dim, 1);
+  record tensors(false, values);
+  const auto plan = make_tile_plan(causal_mask(tokens, tokens), {.queries = 16, .keys = 16});
+  const auto& [q, k, v, o] = tensors.parts;
+  const forward_arguments<float> arguments = {.q = q, .k = k, .v = v, .o = o};
+  const index_t needed = cpu::forward_workspace_size(arguments, plan, 1);
+  const workspace_buffer buffer(needed + tokens * heads * dim * 4);
+  serial_executor serial;
+  auto inside = arguments;
+  inside.k.data = reinterpret_cast<const float*>(buffer.bytes().data() + needed) - 1;
+  CHECK_THROWS_WITH(cpu::forward(inside, plan, {}, serial, buffer.bytes()),
+                    contains("cpu::forward: workspace and k overlap in memory"));
+  // Behind the bytes that a call uses a workspace is anybody's.
+  inside.k.data = reinterpret_cast<const float*>(buffer.bytes().data() + needed);
+  CHECK_NOTHROW(cpu::forward(inside, plan, {}, serial, buffer.bytes()));
+}
+
 TEST_CASE("q, k, v, o and their gradients may be interleaved in one buffer") {
   const std::uint64_t seed = test_seed(611);
   CAPTURE(seed);

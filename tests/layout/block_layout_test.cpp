@@ -89,8 +89,18 @@ TEST_CASE("blocks without a name for the final one have none until it is declare
   check(block_layout::from_lengths(std::span<const index_t>(std::array<index_t, 3>{1, 2, 3})));
   const std::size_t last = 3;
   check(block_layout::from_lengths({std::size_t{1}, std::size_t{2}, last}));
+  check(block_layout::from_lengths({last - 2, last - 1, last}));
   check(block_layout::from_offsets({0, 1, 3, 6}));
   check(block_layout::from_offsets(std::vector<std::int32_t>{0, 1, 3, 6}));
+}
+
+TEST_CASE("the final block has to be given a length that can be counted") {
+  static_assert(!std::is_default_constructible_v<block_length>);
+  CHECK(block_layout::from_lengths({}).blocks() == 0);
+  const std::size_t final_tokens = 5;
+  CHECK(block_layout::from_lengths({.context = {0}, .final_block = final_tokens}).tokens() == 5);
+  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {1}, .final_block = ~std::uint64_t{0}}),
+                    contains("final_block is -1"));
 }
 
 TEST_CASE("packing keeps which sequences have a final block") {

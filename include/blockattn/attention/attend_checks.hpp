@@ -17,18 +17,53 @@ inline void append_part(std::string& text, const segment_place& place) {
   text += sentence(place.function, ": sequence ", place.sequence, ", segment ", place.segment);
 }
 
-/// A segment against the queries; `kv_heads` is that of the first segment with keys, -1 before it.
+/// As for forward.
+template <class Q, class K, class V, class O, class Visit>
+void visit_memory(const attend_arguments<Q, K, V, O>& a, const Visit& visit) {
+  visit("o", a.o);
+  visit("lse", a.lse);
+  visit("q", a.q);
+  visit("sink_logits", a.sink_logits);
+  const auto visit_segment = [&](const key_segment<K, V>& segment) {
+    visit("k of a segment", segment.k);
+    visit("v of a segment", segment.v);
+  };
+  for (const attend_sequence<K, V>& sequence : a.sequences) {
+    for (const key_segment<K, V>& segment : sequence.segments) visit_segment(segment);
+    visit_segment(sequence.tail);
+  }
+}
+
+/// What all segments of a call are checked against: there may be thousands.
+struct segment_checks {
+  named_memory o, lse;
+  double unit;  ///< the factor that a segment's score_scale multiplies
+  memory_state memory;
+  index_t kv_heads = -1;  ///< of the first segment with keys
+
+  /// Ranges first: of thousands of pages hardly one lies near the results.
+  template <class T>
+  void keep_apart(const segment_place& place, const char* name, const heads_view<T>& view) const {
+    if (memory == memory_state::not_yet) return;
+    const index_range bytes = byte_range_of(view);
+    for (const named_memory* written : {&o, &lse}) {
+      if (bytes.end <= written->bytes.begin || written->bytes.end() <= bytes.begin) continue;
+      check_apart(place, *written, {name, footprint_of(view)});
+    }
+  }
+};
+
+/// A segment against the queries and results.
 template <class Q, class K, class V, class O>
 void check_segment(const segment_place& place,
                    const attend_arguments<Q, K, V, O>& arguments,
                    const attend_options& options,
                    const key_segment<K, V>& segment,
-                   index_t& kv_heads,
-                   memory_state memory) {
+                   segment_checks& checks) {
   require(segment.k.tokens <= max_axis_tokens, place, ": k has ", segment.k.tokens,
           " tokens, at most ", max_axis_tokens, " are allowed");
-  check_view(place, "k", segment.k, memory);
-  check_view(place, "v", segment.v, memory);
+  check_view(place, "k", segment.k, checks.memory);
+  check_view(place, "v", segment.v, checks.memory);
   require(segment.v.tokens == segment.k.tokens, place, ": v has ", segment.v.tokens,
           " tokens but k has ", segment.k.tokens);
   using C = typename attend_arguments<Q, K, V, O>::accumulator_type;
@@ -39,16 +74,14 @@ void check_segment(const segment_place& place,
           segment.log_weight, " finite or -inf, in the accumulator");
   if (segment.k.tokens == 0) return;
   check_heads(place, arguments.q, segment.k, segment.v, arguments.o);
-  const double unit =
-      options.softcap > 0 ? options.softcap : resolved_scale(options.scale, arguments.q.head_dim);
-  require(is_finite_in_base_2<C>(unit * segment.score_scale), place, ": score_scale ",
-          segment.score_scale, options.softcap > 0 ? " times softcap " : " times scale ", unit,
-          " is beyond the accumulator");
-  check_apart(place, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
-              {{"k", footprint_of(segment.k)}, {"v", footprint_of(segment.v)}});
-  if (kv_heads < 0) kv_heads = segment.k.heads;
-  require(segment.k.heads == kv_heads, place, ": k has ", segment.k.heads,
-          " heads, other segments have ", kv_heads);
+  require(is_finite_in_base_2<C>(checks.unit * segment.score_scale), place, ": score_scale ",
+          segment.score_scale, options.softcap > 0 ? " times softcap " : " times scale ",
+          checks.unit, " is beyond the accumulator");
+  checks.keep_apart(place, "k", segment.k);
+  checks.keep_apart(place, "v", segment.v);
+  if (checks.kv_heads < 0) checks.kv_heads = segment.k.heads;
+  require(segment.k.heads == checks.kv_heads, place, ": k has ", segment.k.heads,
+          " heads, other segments have ", checks.kv_heads);
   if (segment.query_shift == 0) return;
   require(options.rope != nullptr, place, ": query_shift is ", segment.query_shift,
           " but options.rope is null");
@@ -76,12 +109,19 @@ index_t check_attend_shapes(const char* function,
           arguments.q.tokens, ", ", arguments.q.heads, ") tokens and heads");
   check_lse_view(function, arguments.lse, arguments.q.tokens, arguments.q.heads);
   check_sink_count<C>(function, arguments.sink_logits, arguments.q.heads);
-  check_apart(
-      function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
-      {{"q", footprint_of(arguments.q)}, {"sink_logits", footprint_of(arguments.sink_logits)}});
+  if (memory == memory_state::allocated) {
+    check_apart(
+        function, {{"o", footprint_of(arguments.o)}, {"lse", footprint_of(arguments.lse)}},
+        {{"q", footprint_of(arguments.q)}, {"sink_logits", footprint_of(arguments.sink_logits)}});
+  }
   check_options<C>(function, {.scale = options.scale, .softcap = options.softcap});
 
-  index_t kv_heads = -1;
+  segment_checks checks = {.o = {"o", footprint_of(arguments.o)},
+                           .lse = {"lse", footprint_of(arguments.lse)},
+                           .unit = options.softcap > 0
+                                       ? options.softcap
+                                       : resolved_scale(options.scale, arguments.q.head_dim),
+                           .memory = memory};
   index_t previous_end = 0;
   index_t number = 0;
   for (const attend_sequence<K, V>& sequence : arguments.sequences) {
@@ -93,7 +133,7 @@ index_t check_attend_shapes(const char* function,
     previous_end = queries.end;
     const key_segment<K, V>* previous = nullptr;
     const auto check = [&](const key_segment<K, V>& segment, index_t s) {
-      check_segment({function, number, s}, arguments, options, segment, kv_heads, memory);
+      check_segment({function, number, s}, arguments, options, segment, checks);
       const segment_place place{function, number, s};
       require(previous == nullptr || previous->partition <= segment.partition, place,
               ": partition ", segment.partition, " after partition ",
@@ -112,7 +152,7 @@ index_t check_attend_shapes(const char* function,
     check(sequence.tail, s);
     ++number;
   }
-  return kv_heads < 1 ? std::max<index_t>(1, arguments.q.heads) : kv_heads;
+  return checks.kv_heads < 1 ? std::max<index_t>(1, arguments.q.heads) : checks.kv_heads;
 }
 
 /// The same, and the values of the sink logits.

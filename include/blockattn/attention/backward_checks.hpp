@@ -23,6 +23,23 @@ void check_same_shape(const char* function,
           tensor.head_dim, ")");
 }
 
+/// As for forward.
+template <class... Types, class Visit>
+void visit_memory(const backward_arguments<Types...>& a, const Visit& visit) {
+  visit("d_q", a.d_q);
+  visit("d_k", a.d_k);
+  visit("d_v", a.d_v);
+  visit("d_sink_logits", a.d_sink_logits);
+  visit("q", a.q);
+  visit("k", a.k);
+  visit("v", a.v);
+  visit("o", a.o);
+  visit("d_o", a.d_o);
+  visit("lse", a.lse);
+  visit("d_lse", a.d_lse);
+  visit("sink_logits", a.sink_logits);
+}
+
 /// Tensors against each other: what can be checked without the values of the sink logits, which may
 /// be on a device. The caller checks them against the axes of its mask or plan.
 template <class... Types>
@@ -53,6 +70,8 @@ void check_backward_shapes(const char* function,
   check_output_view(function, "d_q", a.d_q, memory);
   check_output_view(function, "d_k", a.d_k, memory);
   check_output_view(function, "d_v", a.d_v, memory);
+  check_options<C>(function, options);
+  if (memory == memory_state::not_yet) return;
   check_apart(function,
               {{"d_q", footprint_of(a.d_q)},
                {"d_k", footprint_of(a.d_k)},
@@ -66,7 +85,6 @@ void check_backward_shapes(const char* function,
                {"lse", footprint_of(a.lse)},
                {"d_lse", footprint_of(a.d_lse)},
                {"sink_logits", footprint_of(a.sink_logits)}});
-  check_options<C>(function, options);
 }
 
 /// The same, and the values of the sink logits.

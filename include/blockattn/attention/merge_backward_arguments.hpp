@@ -52,6 +52,21 @@ void check_state_gradient(const state_place& place,
           ": d_row_log_weights is wanted but the state has no row_log_weights");
 }
 
+/// As for forward.
+template <class P, class O, class D, class Visit>
+void visit_memory(const merge_backward_arguments<P, O, D>& a, const Visit& visit) {
+  visit("d_o", a.d_o);
+  visit("d_lse", a.d_lse);
+  visit("sink_logits", a.sink_logits);
+  visit("d_sink_logits", a.d_sink_logits);
+  visit_memory(a.states, visit);
+  for (const auto& gradient : a.gradients) {
+    visit("d_o of a state", gradient.d_o);
+    visit("d_lse of a state", gradient.d_lse);
+    visit("d_row_log_weights of a state", gradient.d_row_log_weights);
+  }
+}
+
 /// What is written overlaps nothing else. O(states^2).
 template <class P, class O, class D>
 void check_gradients_apart(const char* function,
@@ -115,7 +130,7 @@ void check_merge_backward_shapes(const char* function,
                          static_cast<bool>(arguments.states[s].row_log_weights), d_o.tokens,
                          d_o.heads, d_o.head_dim, memory);
   }
-  check_gradients_apart(function, arguments);
+  if (memory == memory_state::allocated) check_gradients_apart(function, arguments);
 }
 
 template <class P, class O, class D>

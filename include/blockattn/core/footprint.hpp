@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <blockattn/core/heads_view.hpp>
+#include <blockattn/core/range.hpp>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -41,9 +42,10 @@ struct footprint {
     if (data == nullptr || columns <= 0 || tokens <= 0 || heads <= 0) return result;
     result.begin = reinterpret_cast<std::intptr_t>(data);
     result.width = columns * size;
-    axis axes[2] = {{tokens, token_stride * size}, {heads, head_stride * size}};
+    axis axes[2] = {};
+    if (tokens > 1 && token_stride != 0) axes[0] = {tokens, token_stride * size};
+    if (heads > 1 && head_stride != 0) axes[1] = {heads, head_stride * size};
     for (axis& one : axes) {
-      if (one.count == 1 || one.step == 0) one = {};
       if (one.step < 0) {
         result.begin += (one.count - 1) * one.step;
         one.step = -one.step;
@@ -79,6 +81,19 @@ footprint footprint_of(std::span<T> values) noexcept {
   return footprint::of(values.data(), sizeof(T), static_cast<index_t>(values.size()), 1, 0, 1, 0);
 }
 
+/// The first byte that a view covers and the one behind the last.
+template <class T>
+index_range byte_range_of(const heads_view<T>& view) noexcept {
+  if (view.data == nullptr || view.tokens <= 0 || view.heads <= 0 || view.head_dim <= 0) return {};
+  const index_t tokens = view.tokens > 1 ? (view.tokens - 1) * view.token_stride : 0;
+  const index_t heads = view.heads > 1 ? (view.heads - 1) * view.head_stride : 0;
+  const index_t origin = reinterpret_cast<std::intptr_t>(view.data);
+  constexpr index_t size = sizeof(T);
+  return {
+      origin + (std::min<index_t>(tokens, 0) + std::min<index_t>(heads, 0)) * size,
+      origin + (std::max<index_t>(tokens, 0) + std::max<index_t>(heads, 0) + view.head_dim) * size};
+}
+
 /// Whether rows of `width_a` bytes at a + i * step, i in [0, count_a), meet rows of `width_b` bytes
 /// at a + distance + j * step, j in [0, count_b).
 constexpr bool combs_meet(index_t width_a,
@@ -100,7 +115,7 @@ constexpr bool combs_meet(index_t width_a,
 /// Turns the axes of two footprints so that `outer` has the same step in both, the longer axis where
 /// there is a choice. False where no step is common.
 inline bool align_axes(footprint& a, footprint& b) noexcept {
-  const auto is_run = [](const footprint& f) { return f.inner.count * f.outer.count == 1; };
+  const auto is_run = [](const footprint& f) { return f.inner.count == 1 && f.outer.count == 1; };
   const auto turn = [](footprint& f) { std::swap(f.inner, f.outer); };
   if (is_run(a) || is_run(b)) {
     footprint& run = is_run(a) ? a : b;
@@ -133,19 +148,25 @@ inline bool align_axes(footprint& a, footprint& b) noexcept {
   return false;
 }
 
-/// Whether two footprints share a byte. Exact for views with a common stride, and where one of them
-/// is a single run of bytes; views that differ in every stride count as overlapping when their
-/// extents do, as do more than 2^20 interleaved heads. O(1) apart from tensors that are interleaved
-/// along both axes: O(heads).
+/// Whether two footprints share a byte. Exact where both leave gaps between rows at a common stride,
+/// and where one of them is a single run of bytes; views that differ in every stride count as
+/// overlapping when their extents do, as do more than 2^20 rows that are interleaved along both
+/// axes. O(1) but for those: O(heads).
 inline bool overlap(footprint a, footprint b) noexcept {
   if (a.width == 0 || b.width == 0 || a.end() <= b.begin || b.end() <= a.begin) return false;
   if (!align_axes(a, b)) return true;
   const auto meet = [&](index_t distance) {
     return combs_meet(a.width, a.outer.count, b.width, b.outer.count, a.outer.step, distance);
   };
+  // Records that lie beside one another are apart whatever is inside.
+  const auto filled = [](const footprint& f) {
+    return f.width + (f.inner.count - 1) * f.inner.step;
+  };
+  const index_t distance = b.begin - a.begin;
+  if (!combs_meet(filled(a), a.outer.count, filled(b), b.outer.count, a.outer.step, distance))
+    return false;
   constexpr index_t most = index_t{1} << 20;  // so that no size makes a check endless
   if (a.inner.count > most || b.inner.count > most) return true;
-  const index_t distance = b.begin - a.begin;
   if (a.inner.count == 1 || b.inner.count == 1 || a.inner.step == b.inner.step) {
     const index_t step = std::max(a.inner.step, b.inner.step);
     for (index_t m = 1 - a.inner.count; m < b.inner.count; ++m) {

@@ -28,6 +28,7 @@ inline constexpr index_t too_large = std::numeric_limits<index_t>::max();
 
 /// a * b for a, b >= 0, `too_large` where that does not fit.
 constexpr index_t saturating_multiply(index_t a, index_t b) noexcept {
+  if ((a | b) >> 31 == 0) return a * b;  // most often, and without the division
   return b != 0 && a > too_large / b ? too_large : a * b;
 }
 

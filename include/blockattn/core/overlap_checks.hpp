@@ -3,7 +3,9 @@
 
 #include <blockattn/core/error.hpp>
 #include <blockattn/core/footprint.hpp>
+#include <cstddef>
 #include <initializer_list>
+#include <span>
 
 /// \file
 /// The one rule of aliasing, for every verb on every backend: what is written shares no byte with
@@ -41,6 +43,30 @@ void check_apart(const Place& place,
     for (const named_memory& input : read) check_apart(place, *output, input);
   }
 }
+
+/// The visitor of visit_memory(arguments, visit) that refuses a workspace over a tensor of the call.
+class workspace_check {
+ public:
+  workspace_check(const char* function, std::span<std::byte> workspace, index_t used) noexcept
+      : function_(function),
+        workspace_{"workspace", footprint_of(workspace.first(static_cast<std::size_t>(used)))} {}
+
+  template <class View>
+  void operator()(const char* name, const View& view) const {
+    check_apart(function_, workspace_, {name, footprint_of(view)});
+  }
+  /// Ranges first: there may be thousands of pages.
+  template <class T>
+  void operator()(const char* name, const heads_view<T>& view) const {
+    const index_range bytes = byte_range_of(view);
+    if (bytes.end <= workspace_.bytes.begin || workspace_.bytes.end() <= bytes.begin) return;
+    check_apart(function_, workspace_, {name, footprint_of(view)});
+  }
+
+ private:
+  const char* function_;
+  named_memory workspace_;
+};
 
 /// An output that may be this input: the same view, or apart from it.
 template <class Place, class Out, class In>

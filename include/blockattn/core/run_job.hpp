@@ -2,6 +2,7 @@
 #pragma once
 
 #include <blockattn/core/executor.hpp>
+#include <blockattn/core/overlap_checks.hpp>
 #include <blockattn/core/workspace.hpp>
 
 namespace blockattn::inline BLOCKATTN_ABI {
@@ -32,14 +33,18 @@ index_t workspace_size_for(const char* function, const Job& job, Executor& worke
 }  // namespace detail
 
 /// Runs a prepared job, phase after phase, in the caller's workspace. Throws `error` when the
-/// workspace is too small or misaligned or the executor has no worker, before anything is written.
+/// workspace is too small, misaligned or over a tensor of the call, or the executor has no worker,
+/// before anything is written.
 /// Allocates nothing.
 template <class Job, executor Executor>
 void run_job(const char* function,
              const Job& job,
              Executor& workers,
              std::span<std::byte> workspace) {
-  detail::check_workspace(function, workspace, detail::workspace_size_for(function, job, workers));
+  const index_t used = detail::workspace_size_for(function, job, workers);
+  detail::check_workspace(function, workspace, used);
+  if constexpr (requires(const detail::workspace_check& visit) { job.visit_memory(visit); })
+    job.visit_memory(detail::workspace_check(function, workspace, used));
   for (index_t phase = 0; phase < job.phases(); ++phase) {
     workers.parallel_for(job.tasks(phase),
                          [&job, phase, workspace](index_t task, index_t worker) noexcept {

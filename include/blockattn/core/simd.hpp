@@ -225,16 +225,15 @@ inline vector<C, Arch> power_nonpositive(const vector<C, Arch>& x) noexcept {
 #if defined(__AVX512F__)
   // The mask takes the place of a clamp: scalef alone would give subnormal weights, which the other
   // machines do not have, and no lane computes -inf - -inf (compilers mask the operation itself).
-  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   if constexpr (is_avx512<Arch> && std::is_same_v<C, float>) {
     const __mmask16 seen = _mm512_cmp_ps_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = _mm512_roundscale_ps(Base::exponent(x), nearest);
+    const v whole = xsimd::nearbyint(Base::exponent(x));
     const v rest = _mm512_maskz_mov_ps(seen, Base::rest(x, whole));
     return _mm512_maskz_scalef_ps(seen, Base::fraction(rest), whole);
   }
   if constexpr (is_avx512<Arch> && std::is_same_v<C, double>) {
     const __mmask8 seen = _mm512_cmp_pd_mask(x, v(smallest), _CMP_NLT_UQ);
-    const v whole = _mm512_roundscale_pd(Base::exponent(x), nearest);
+    const v whole = xsimd::nearbyint(Base::exponent(x));
     const v rest = _mm512_maskz_mov_pd(seen, Base::rest(x, whole));
     return _mm512_maskz_scalef_pd(seen, Base::fraction(rest), whole);
   }

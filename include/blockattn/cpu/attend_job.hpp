@@ -1,7 +1,7 @@
 // Copyright the blockattn authors. SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <blockattn/attention/checks.hpp>
+#include <blockattn/attention/attend_checks.hpp>
 #include <blockattn/cpu/attend_split.hpp>
 #include <blockattn/cpu/segment_tile.hpp>
 #include <blockattn/softmax/softmax_state.hpp>
@@ -91,6 +91,11 @@ class attend_job {
   index_t workspace_size(index_t concurrency) const noexcept {
     return detail::saturating_add(shared_size_,
                                   detail::saturating_multiply(concurrency, worker_size_));
+  }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
   }
 
  private:

@@ -79,6 +79,11 @@ class backward_job {
     return detail::saturating_add(shared_size_,
                                   detail::saturating_multiply(concurrency, tile::bytes(sizes_)));
   }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
+  }
 
  private:
   /// Rows that one task of phase 0 takes.

@@ -100,6 +100,11 @@ class forward_job {
     return detail::saturating_add(shared_size_,
                                   detail::saturating_multiply(concurrency, tile::bytes(sizes_)));
   }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
+  }
 
  private:
   /// Keys that one packing task takes.

@@ -39,6 +39,11 @@ class merge_job {
       for (index_t head = 0; head < arguments_.o.heads; ++head) merge_row(token, head, scratch);
     }
   }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
+  }
 
  private:
   static constexpr index_t task_tokens = 16;

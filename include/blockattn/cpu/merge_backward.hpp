@@ -57,6 +57,11 @@ class merge_backward_job {
       }
     }
   }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
+  }
 
  private:
   static constexpr index_t task_tokens = 16;

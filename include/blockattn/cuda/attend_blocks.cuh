@@ -210,6 +210,8 @@ void attend_blocks(const attend_arguments<Q, K, V, O>& arguments,
   const index_t kv_heads = detail::check_attend_call(function, arguments, options);
   const auto packer = detail::pack_attend(function, arguments, options, kv_heads);
   blockattn::detail::check_workspace(function, workspace, packer.size());
+  blockattn::detail::visit_memory(
+      arguments, blockattn::detail::workspace_check(function, workspace, packer.size()));
   const index_t staged = detail::staging_of(packer.table_size());
   blockattn::detail::check_memory(function, "staging", staging, staged, detail::staging_alignment);
   if (arguments.q.heads == 0 || packer.table_size() == 0) return;

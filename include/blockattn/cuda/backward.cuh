@@ -255,6 +255,8 @@ void backward(const backward_arguments<Q, K, V, O, DQ, DK, DV>& arguments,
   const index_t value_dim = arguments.v.head_dim;
   const detail::backward_workspace places(plan, head_dim, value_dim, format_of<Q>, mode);
   blockattn::detail::check_workspace(function, workspace, places.size);
+  blockattn::detail::visit_memory(
+      arguments, blockattn::detail::workspace_check(function, workspace, places.size));
   detail::backward_parameters p = detail::backward_parameters_of(arguments, plan, options);
   p.rows = blockattn::detail::piece<float2>(workspace, places.rows);
   p.d_q_sums = reinterpret_cast<float*>(blockattn::detail::piece<float4>(workspace, places.sums));

@@ -132,13 +132,18 @@ void check_loss_apart(const char* function,
   using blockattn::detail::as_rows;
   using blockattn::detail::footprint_of;
   const std::size_t count = loss == nullptr ? 0 : 1;
-  blockattn::detail::check_apart(function, {{"loss", footprint_of(std::span(loss, count))}},
-                                 {{"teacher", footprint_of(as_rows(arguments.teacher))},
-                                  {"student", footprint_of(as_rows(arguments.student))},
-                                  {"d_student", footprint_of(as_rows(arguments.d_student))},
-                                  {"weights", footprint_of(arguments.weights)},
-                                  {"token_losses", footprint_of(arguments.token_losses)},
-                                  {"labels", footprint_of(arguments.labels)}});
+  blockattn::detail::check_apart(
+      function, {{"loss", footprint_of(std::span(loss, count))}},
+      {{"teacher", footprint_of(as_rows(arguments.teacher))},
+       {"student", footprint_of(as_rows(arguments.student))},
+       {"d_student", footprint_of(as_rows(arguments.d_student))},
+       {"top_k.ids", footprint_of(arguments.top_k.ids)},
+       {"top_k.log_probabilities", footprint_of(arguments.top_k.log_probabilities)},
+       {"top_k.rest_mass", footprint_of(arguments.top_k.rest_mass)},
+       {"weights", footprint_of(arguments.weights)},
+       {"ignored", footprint_of(arguments.ignored)},
+       {"token_losses", footprint_of(arguments.token_losses)},
+       {"labels", footprint_of(arguments.labels)}});
 }
 
 /// Enqueues one cta for each token.
@@ -231,6 +236,9 @@ void distillation_loss(const distillation_arguments<Teacher, Student, Gradient>&
   detail::check_loss_apart(function, arguments, loss);
   const index_t tokens = arguments.student.tokens;
   blockattn::detail::check_workspace(function, workspace, distillation_loss_workspace_size(tokens));
+  blockattn::detail::visit_memory(
+      arguments, blockattn::detail::workspace_check(function, workspace,
+                                                    distillation_loss_workspace_size(tokens)));
   const auto p = detail::distillation_parameters_of(arguments, options, workspace);
   if (p.given_total_weight == 0) {
     detail::sum_weights_kernel<>

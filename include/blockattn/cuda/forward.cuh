@@ -204,6 +204,8 @@ void forward(const forward_arguments<Q, K, V, O>& arguments,
     using tuning_type = decltype(tuning);
     const detail::part_layout parts(plan, arguments.q.heads, tuning_type::columns);
     blockattn::detail::check_workspace(function, workspace, parts.size);
+    blockattn::detail::visit_memory(
+        arguments, blockattn::detail::workspace_check(function, workspace, parts.size));
     detail::forward_parameters p = detail::forward_parameters_of(arguments, plan, options);
     p.part_values = blockattn::detail::piece<float>(workspace, parts.values);
     p.part_rows = blockattn::detail::piece<detail::row_statistics>(workspace, parts.rows);

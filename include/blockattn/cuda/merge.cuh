@@ -40,6 +40,9 @@ void merge(const merge_arguments<P, O>& arguments,
   blockattn::detail::check_merge_shapes(function, arguments);
   const detail::row_split split = detail::split_rows(function, o.tokens, o.heads, o.head_dim);
   blockattn::detail::check_workspace(function, workspace, merge_workspace_size(arguments.states));
+  blockattn::detail::visit_memory(
+      arguments, blockattn::detail::workspace_check(function, workspace,
+                                                    merge_workspace_size(arguments.states)));
   if (split.rows == 0) return;
   using state = detail::merge_state<p_format>;
   const detail::merge_parameters<p_format, o_format> parameters{

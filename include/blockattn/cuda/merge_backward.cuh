@@ -59,6 +59,8 @@ void merge_backward(const merge_backward_arguments<P, O, D>& arguments,
   const detail::row_split split = detail::split_rows(function, d_o.tokens, d_o.heads, d_o.head_dim);
   const detail::merge_backward_layout<P, O, D> layout(arguments);
   blockattn::detail::check_workspace(function, workspace, layout.size);
+  blockattn::detail::visit_memory(
+      arguments, blockattn::detail::workspace_check(function, workspace, layout.size));
   const bool with_sinks = !arguments.d_sink_logits.empty();
   auto* const sink_parts = blockattn::detail::piece<float>(workspace, layout.sink_parts);
   if (split.rows > 0) {

@@ -115,6 +115,21 @@ void check_top_k_values(const char* function,
   }
 }
 
+/// Calls visit(name, view) for everything that a call reads and writes.
+template <class Teacher, class Student, class Gradient, class Visit>
+void visit_memory(const distillation_arguments<Teacher, Student, Gradient>& a, const Visit& visit) {
+  visit("d_student", as_rows(a.d_student));
+  visit("token_losses", a.token_losses);
+  visit("student", as_rows(a.student));
+  visit("teacher", as_rows(a.teacher));
+  visit("top_k.ids", a.top_k.ids);
+  visit("top_k.log_probabilities", a.top_k.log_probabilities);
+  visit("top_k.rest_mass", a.top_k.rest_mass);
+  visit("weights", a.weights);
+  visit("ignored", a.ignored);
+  visit("labels", a.labels);
+}
+
 /// Options, sizes and addresses: all that can be said without reading an element, wherever the
 /// memory is.
 template <class Teacher, class Student, class Gradient>
@@ -148,9 +163,10 @@ void check_distillation_shapes(const char* function,
   const named_memory losses = {"token_losses", footprint_of(token_losses)};
   const named_memory gradient = {"d_student", footprint_of(as_rows(d_student))};
   if (d_student) check_shape("d_student", d_student);
-  require(rows_are_disjoint(tokens, 1, d_student.vocabulary, d_student.token_stride, 0), function,
-          ": rows of d_student overlap: vocabulary ", d_student.vocabulary, ", token_stride ",
-          d_student.token_stride);
+  require(
+      !d_student || rows_are_disjoint(tokens, 1, d_student.vocabulary, d_student.token_stride, 0),
+      function, ": rows of d_student overlap: vocabulary ", d_student.vocabulary, ", token_stride ",
+      d_student.token_stride);
   check_apart(function, {gradient, losses},
               {{"teacher", footprint_of(as_rows(teacher))},
                {"top_k.ids", footprint_of(top_k.ids)},

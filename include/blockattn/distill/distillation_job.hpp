@@ -3,6 +3,7 @@
 
 #include <blockattn/core/workspace.hpp>
 #include <blockattn/distill/distillation_arguments.hpp>
+#include <blockattn/distill/distillation_checks.hpp>
 #include <blockattn/distill/distillation_options.hpp>
 #include <blockattn/distill/gradient_row.hpp>
 #include <blockattn/distill/jensen_shannon_row.hpp>
@@ -73,6 +74,11 @@ class distillation_job {
     for (index_t token = 0; token < arguments_.student.tokens; ++token)
       sum += weight_of(token) * losses[token];
     return total_weight_ > 0 ? sum / total_weight_ : 0;
+  }
+  /// Calls visit(name, view) for every tensor of the call.
+  template <class Visit>
+  void visit_memory(const Visit& visit) const {
+    detail::visit_memory(arguments_, visit);
   }
 
  private:

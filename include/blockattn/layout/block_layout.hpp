@@ -6,18 +6,32 @@
 #include <blockattn/core/range.hpp>
 #include <blockattn/layout/sink_token_options.hpp>
 #include <blockattn/layout/token_axis.hpp>
+#include <concepts>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace blockattn::inline BLOCKATTN_ABI {
 
+/// A number of tokens that has to be given: leaving it out does not compile.
+class block_length {
+ public:
+  template <std::integral Integer>
+  constexpr block_length(Integer tokens) noexcept
+      : tokens_(std::in_range<index_t>(tokens) ? static_cast<index_t>(tokens) : -1) {}
+  constexpr operator index_t() const noexcept { return tokens_; }
+
+ private:
+  index_t tokens_;  ///< -1, which is refused, for what 64 signed bits do not hold
+};
+
 /// The lengths of one sequence, context and final block apart.
 struct sequence_lengths {
-  index_list context;  ///< (context blocks) tokens of each
-  index_t final_block =
-      0;  ///< tokens; 0: an empty final block, so that all blocks are blind to one another
+  index_list context;        ///< (context blocks) tokens of each
+  block_length final_block;  ///< tokens; 0: an empty one, so that blocks see only themselves
 };
 
 /// One packed token axis cut into token blocks: block b holds the tokens [begin, end), blocks
@@ -43,9 +57,10 @@ class block_layout {
     constexpr const char* function = "block_layout::from_lengths";
     block_layout layout;
     layout.append_blocks(function, "context", lengths.context.values());
-    detail::require(lengths.final_block >= 0, function, ": final_block is ", lengths.final_block,
+    const index_t final_block = lengths.final_block;
+    detail::require(final_block >= 0, function, ": final_block is ", final_block,
                     ", must not be negative");
-    layout.append_block(function, lengths.final_block, lengths.final_block);
+    layout.append_block(function, final_block, final_block);
     layout.close_sequence(true);
     return layout;
   }
@@ -57,6 +72,15 @@ class block_layout {
     layout.append_blocks("block_layout::from_lengths", "lengths", lengths.values());
     layout.close_sequence(false);
     return layout;
+  }
+
+  /// The same from a braced list.
+  template <std::integral Integer>
+  static block_layout from_lengths(std::initializer_list<Integer> lengths) {
+    return from_lengths(index_list(lengths));
+  }
+  static block_layout from_lengths(std::initializer_list<index_t> lengths) {
+    return from_lengths(index_list(lengths));
   }
 
   /// One sequence of n blocks from n + 1 non-decreasing offsets, none of them final: block b is
