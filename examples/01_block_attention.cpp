@@ -10,7 +10,7 @@
 namespace ba = blockattn;
 
 int main() {
-  const auto layout = ba::block_layout::from_lengths({.context = {1, 2}, .final_block = 1});
+  const auto layout = ba::block_layout::from_sequence({.context = {1, 2}, .final_block = 1});
   const auto mask = ba::block_attention_mask(layout);
   std::printf("%s", ba::picture(mask).c_str());
 

@@ -58,7 +58,7 @@ void compare(const char* name, const ba::heads_view<T>& device, const ba::heads_
 int main() {
   if (int devices = 0; cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
     return std::puts("no CUDA device: nothing to run") < 0;
-  const auto layout = ba::block_layout::from_lengths({.context = {200, 170}, .final_block = 130});
+  const auto layout = ba::block_layout::from_sequence({.context = {200, 170}, .final_block = 130});
   const auto mask = ba::block_attention_mask(layout);
   const auto plan = ba::make_tile_plan(mask, ba::cuda::backward_tile_shape(), {.transposed = true});
 

@@ -35,7 +35,7 @@ int main() {
       {.q = attention(q), .k = attention(k), .v = attention(v), .o = attention(teacher)}, full);
 
   // The student starts from the same parameters under a block mask. Backward needs tiles both ways.
-  const auto layout = ba::block_layout::from_lengths({.context = {10, 8}, .final_block = 6});
+  const auto layout = ba::block_layout::from_sequence({.context = {10, 8}, .final_block = 6});
   const auto plan =
       ba::make_tile_plan(ba::block_attention_mask(layout), shape, {.transposed = true});
   values o(q.size()), lse(tokens * heads), d_o(q.size());

@@ -56,7 +56,7 @@ rows masked(const std::vector<tokens>& documents, const tokens& question) {
   }
   all.insert(all.end(), question.begin(), question.end());
   const auto layout =
-      ba::block_layout::from_lengths({.context = lengths, .final_block = std::ssize(question)});
+      ba::block_layout::from_sequence({.context = lengths, .final_block = std::ssize(question)});
   rag::masked_attention attention(ba::block_attention_mask(layout), head_dim);
   return run(all, 0, [&](ba::index_t, const auto& in) { attention(in, workers); });
 }

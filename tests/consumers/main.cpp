@@ -22,7 +22,7 @@ int main() {
     return 1;
   }
 
-  const auto layout = ba::block_layout::from_lengths({.context = {1, 2}, .final_block = 1});
+  const auto layout = ba::block_layout::from_sequence({.context = {1, 2}, .final_block = 1});
   const auto plan =
       ba::make_tile_plan(ba::block_attention_mask(layout), ba::cpu::tile_shape_for<float>(8));
   const std::vector<float> ones(32, 1.0F);

@@ -60,14 +60,14 @@ void check_layout(const block_layout& layout, const std::vector<std::vector<inde
 
 TEST_CASE("a default layout has nothing in it") { check_layout(block_layout(), {}); }
 
-TEST_CASE("from_lengths names the final block") {
-  const auto layout = block_layout::from_lengths({.context = {512, 300}, .final_block = 64});
+TEST_CASE("from_sequence names the final block") {
+  const auto layout = block_layout::from_sequence({.context = {512, 300}, .final_block = 64});
   CHECK(layout.tokens() == 876);
   CHECK(layout.block(1) == index_range{512, 812});
   CHECK(layout.final_block(0) == 2);
   CHECK(layout.is_final(2));
   CHECK_FALSE(layout.is_final(1));
-  const auto blind = block_layout::from_lengths({.context = {2, 3}, .final_block = 0});
+  const auto blind = block_layout::from_sequence({.context = {2, 3}, .final_block = 0});
   CHECK(blind.blocks() == 3);
   CHECK(blind.final_block(0) == 2);
 }
@@ -98,14 +98,14 @@ TEST_CASE("the final block has to be given a length that can be counted") {
   static_assert(!std::is_default_constructible_v<block_length>);
   CHECK(block_layout::from_lengths({}).blocks() == 0);
   const std::size_t final_tokens = 5;
-  CHECK(block_layout::from_lengths({.context = {0}, .final_block = final_tokens}).tokens() == 5);
-  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {1}, .final_block = ~std::uint64_t{0}}),
+  CHECK(block_layout::from_sequence({.context = {}, .final_block = final_tokens}).tokens() == 5);
+  CHECK_THROWS_WITH(block_layout::from_sequence({.context = {1}, .final_block = ~std::uint64_t{0}}),
                     contains("final_block is -1"));
 }
 
 TEST_CASE("packing keeps which sequences have a final block") {
   const std::array parts = {block_layout::from_lengths({2, 1}),
-                            block_layout::from_lengths({.context = {2}, .final_block = 1})};
+                            block_layout::from_sequence({.context = {2}, .final_block = 1})};
   const auto packed = pack_sequences(parts);
   CHECK_FALSE(packed.has_final_block(0));
   CHECK(packed.has_final_block(1));
@@ -118,7 +118,7 @@ TEST_CASE("every small layout from lengths and from offsets") {
     check_layout(with_final_block(block_layout::from_lengths(lengths)), {lengths});
     if (!lengths.empty()) {
       const std::vector<index_t> context(lengths.begin(), lengths.end() - 1);
-      check_layout(block_layout::from_lengths({.context = context, .final_block = lengths.back()}),
+      check_layout(block_layout::from_sequence({.context = context, .final_block = lengths.back()}),
                    {lengths});
     }
     std::vector<index_t> offsets = {0};
@@ -154,11 +154,11 @@ TEST_CASE("block_of finds the non-empty block among empty neighbours") {
 
 TEST_CASE("bad lengths and offsets are refused with their place and value") {
   CHECK_THROWS_WITH(layout_of({4, 1, -3}), contains("lengths[2] is -3"));
-  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4, -1}, .final_block = 1}),
+  CHECK_THROWS_WITH(block_layout::from_sequence({.context = {4, -1}, .final_block = 1}),
                     contains("context[1] is -1"));
-  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4}, .final_block = -1}),
+  CHECK_THROWS_WITH(block_layout::from_sequence({.context = {4}, .final_block = -1}),
                     contains("final_block is -1"));
-  CHECK_THROWS_WITH(block_layout::from_lengths({.context = {4}, .final_block = max_axis_tokens}),
+  CHECK_THROWS_WITH(block_layout::from_sequence({.context = {4}, .final_block = max_axis_tokens}),
                     contains("block 1 ends after token 2147483648"));
   CHECK_THROWS_WITH(layout_of({max_axis_tokens, 1}), contains("block 1") && contains("2147483648"));
   CHECK_THROWS_WITH(layout_of({1, huge}), contains("block 1"));

@@ -56,7 +56,7 @@ TEST_CASE("block attention needs to know the final block") {
   CHECK_THROWS_WITH(block_attention_mask(pack_sequences(parts)),
                     contains("sequence 2 has 3 blocks"));
   CHECK_THROWS_WITH(block_attention_mask(with_sink_tokens(unnamed, {})), contains("sequence 0"));
-  CHECK(block_attention_mask(block_layout::from_lengths({.context = {1, 2}, .final_block = 1}))
+  CHECK(block_attention_mask(block_layout::from_sequence({.context = {1, 2}, .final_block = 1}))
             .slices() == block_attention_mask(layout_of({1, 2, 1})).slices());
 }
 

@@ -54,7 +54,8 @@ struct tensor {
 template <class T>
 void call_attention() {
   using C = ba::accumulator_t<T>;
-  const auto layout = ba::block_layout::from_lengths(std::array<ba::index_t, 3>{2, 3, 2});
+  const auto layout =
+      ba::with_final_block(ba::block_layout::from_lengths(std::array<ba::index_t, 3>{2, 3, 2}));
   const ba::attention_mask mask = ba::block_attention_mask(layout);
   const ba::tile_plan plan =
       ba::make_tile_plan(mask, ba::cpu::tile_shape_for<T>(head_dim), {.transposed = true});
@@ -131,7 +132,8 @@ void call_attention() {
 template <class T>
 void call_layout() {
   const auto layout = ba::with_sink_tokens(
-      ba::block_layout::from_lengths(std::array<ba::index_t, 2>{5, 2}), {.tokens_per_block = 1});
+      ba::with_final_block(ba::block_layout::from_lengths(std::array<ba::index_t, 2>{5, 2})),
+      {.tokens_per_block = 1});
   const std::vector<T> rows = values_of<T>(7 * 3, 1), sinks = values_of<T>(3, 2);
   std::vector<T> all(static_cast<std::size_t>(layout.tokens() * 3)), back(rows.size());
   std::vector<T> d_sinks(sinks.size());
@@ -213,7 +215,8 @@ void call_store() {
 /// Masks and plans do not depend on a type.
 void call_masks() {
   using std::array;
-  const auto layout = ba::block_layout::from_lengths(array<ba::index_t, 3>{2, 3, 2});
+  const auto layout =
+      ba::with_final_block(ba::block_layout::from_lengths(array<ba::index_t, 3>{2, 3, 2}));
   const array<ba::index_t, 3> some = {0, 2, 5};
   const array<ba::index_t, 2> lengths = {4, 3};
   const std::vector<ba::block_visibility> visible(9, ba::block_visibility::full);

@@ -7,7 +7,6 @@
 #include <blockattn/layout/sink_token_options.hpp>
 #include <blockattn/layout/token_axis.hpp>
 #include <concepts>
-#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -51,10 +50,10 @@ class block_layout {
   block_layout() = default;
 
   /// One sequence of context blocks and its final block:
-  ///     block_layout::from_lengths({.context = {512, 300}, .final_block = 64})
+  ///     block_layout::from_sequence({.context = {512, 300}, .final_block = 64})
   /// Errors: a negative length; more than max_axis_tokens in total.
-  static block_layout from_lengths(const sequence_lengths& lengths) {
-    constexpr const char* function = "block_layout::from_lengths";
+  static block_layout from_sequence(const sequence_lengths& lengths) {
+    constexpr const char* function = "block_layout::from_sequence";
     block_layout layout;
     layout.append_blocks(function, "context", lengths.context.values());
     const index_t final_block = lengths.final_block;
@@ -72,15 +71,6 @@ class block_layout {
     layout.append_blocks("block_layout::from_lengths", "lengths", lengths.values());
     layout.close_sequence(false);
     return layout;
-  }
-
-  /// The same from a braced list.
-  template <std::integral Integer>
-  static block_layout from_lengths(std::initializer_list<Integer> lengths) {
-    return from_lengths(index_list(lengths));
-  }
-  static block_layout from_lengths(std::initializer_list<index_t> lengths) {
-    return from_lengths(index_list(lengths));
   }
 
   /// One sequence of n blocks from n + 1 non-decreasing offsets, none of them final: block b is
@@ -266,7 +256,7 @@ inline void require_final_block(std::string_view place,
   require(layout.has_final_block(sequence), place, ": sequence ", sequence, " has ",
           layout.sequence_blocks(sequence).size(),
           " blocks and none of them is its final block; name it: "
-          "block_layout::from_lengths({.context = ..., "
+          "block_layout::from_sequence({.context = ..., "
           ".final_block = ...}) or with_final_block(layout)");
 }
 

@@ -12,7 +12,7 @@ namespace ba = blockattn;
 
 int main() {
   constexpr ba::index_t tokens = 4, head_dim = 64;
-  const auto layout = ba::block_layout::from_lengths({.context = {1, 2}, .final_block = 1});
+  const auto layout = ba::block_layout::from_sequence({.context = {1, 2}, .final_block = 1});
   const auto plan =
       ba::make_tile_plan(ba::block_attention_mask(layout), ba::cuda::tile_shape_for(head_dim));
   if (ba::cuda::device_plan_size(plan, 1) <= 0) return 1;
