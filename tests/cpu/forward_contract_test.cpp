@@ -244,6 +244,9 @@ TEST_CASE("4. head dims that are no multiple of 8 up to 256 are refused") {
     valid_call valid;
     forward_arguments<float> keys = valid.arguments();
     keys.q.head_dim = keys.k.head_dim = head_dim;
+    const std::vector<float> q(5 * 4 * 264), k(7 * 2 * 264);
+    keys.q.data = q.data();
+    keys.k.data = k.data();
     CHECK(sentence_of([&] { cpu::forward(keys, plan); }) ==
           "cpu::forward: q.head_dim is " + std::to_string(head_dim) +
               ", must be a multiple of 8 from 8 to 256");

@@ -159,6 +159,9 @@ TEST_CASE("cuda 4. head dims that are no multiple of 8 up to 256 are refused") {
     valid_call valid;
     forward_arguments<bfloat16> keys = as_bf16(valid.arguments());
     keys.q.head_dim = keys.k.head_dim = head_dim;
+    const std::vector<bfloat16> q(5 * 4 * 264), k(7 * 2 * 264);
+    keys.q.data = q.data();
+    keys.k.data = k.data();
     CHECK(sentence_of([&] { refused_forward(keys, plan, 4); }) ==
           "cuda::forward: q.head_dim is " + std::to_string(head_dim) +
               ", must be a multiple of 8 from 8 to 256");

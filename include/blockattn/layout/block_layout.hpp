@@ -19,8 +19,8 @@ namespace blockattn::inline BLOCKATTN_ABI {
 class block_length {
  public:
   template <std::integral Integer>
-  constexpr block_length(Integer tokens) noexcept
-      : tokens_(std::in_range<index_t>(tokens) ? static_cast<index_t>(tokens) : -1) {}
+  constexpr block_length(Integer length) noexcept
+      : tokens_(std::in_range<index_t>(length) ? static_cast<index_t>(length) : -1) {}
   constexpr operator index_t() const noexcept { return tokens_; }
 
  private:
